@@ -1,0 +1,54 @@
+# Two commands are all that is needed: `make demo` and `make test`. Both make .venv and install what they use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo drift test check format bench clean
+
+help:
+	@echo "make demo    the whole loop on real input: a big model, a node, traffic, an expert, a bill (about 4 minutes)"
+	@echo "make drift   the same, and half-way the big model changes its answers"
+	@echo "make test    lint, types and tests (under 10 minutes)"
+	@echo "make bench   the benchmarks of docs/benchmarks.md; needs DATA=folder of CLINC150"
+	@echo "make clean   removes .venv, caches and demo results"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Puhui needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Puhui and the demo's packages into $(VENV) …"
+	$(INSTALL) ".[demo]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Puhui and what its tests use into $(VENV) …"
+	$(INSTALL) ".[dev]"
+	@touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/puhui demo
+
+drift: $(VENV)/demo.stamp
+	$(BIN)/puhui demo --drift
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.guarantee --data $(DATA) --save
+	$(BIN)/python -m bench.static --data $(DATA) --save
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-results build src/*.egg-info

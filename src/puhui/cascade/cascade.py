@@ -1,0 +1,53 @@
+"""Answerers in order, cheapest first: the first one that is sure enough answers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from puhui.core.answer import Answer, Answerer, Step, Usage
+from puhui.core.request import Request
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One answerer of a cascade; its answer is taken at confidence ≥ `threshold` (0: always)."""
+
+    answerer: Answerer
+    threshold: float = 0.0
+
+
+class Cascade:
+    """An answerer that asks its stages in turn. The last stage's answer is taken whatever its confidence."""
+
+    def __init__(self, *stages: Stage) -> None:
+        if not stages:
+            raise ValueError("a cascade needs at least one stage")
+        self.stages = stages
+
+    async def __call__(self, request: Request) -> Answer:
+        """The first answer that is sure enough. Its path names every stage asked, its usage counts them all."""
+        path: tuple[Step, ...] = ()
+        spent: Usage | None = None
+        for number, stage in enumerate(self.stages, 1):
+            answer = await stage.answerer(request)
+            sure = answer.confidence is None or answer.confidence >= stage.threshold
+            if sure or number == len(self.stages):
+                answer.path = path + answer.path
+                if spent is not None:
+                    answer.usage = add_usage(spent, answer.usage)
+                return answer
+            path += tuple(msgspec.structs.replace(step, taken=False) for step in answer.path)
+            spent = answer.usage if spent is None else add_usage(spent, answer.usage)
+        raise AssertionError("unreachable: the last stage always answers")
+
+
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """Both usages together."""
+    return Usage(
+        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+        completion_tokens=first.completion_tokens + second.completion_tokens,
+        seconds=first.seconds + second.seconds,
+        cpu_seconds=first.cpu_seconds + second.cpu_seconds,
+        energy=first.energy + second.energy,
+        co2_g=first.co2_g + second.co2_g,
+        cost=first.cost + second.cost,
+    )

@@ -1,0 +1,159 @@
+"""An expert on disk: a folder of its card, its weights and a signature, named after its content.
+
+    expert.json        the card: task, labels, teacher, recipe, guarantee, digests of every other file
+    weights.safetensors, static.json
+    signature.json     Ed25519 over the id, and the public key
+
+The id is the SHA-256 of `expert.json`, which holds the SHA-256 of every other file: one changed byte anywhere
+and the bundle is refused, by the name of the file. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from puhui.core.errors import BundleError
+from puhui.models.static import CONFIG_FILE, WEIGHTS_FILE, StaticModel
+from puhui.trust.keys import SigningKey, verify
+
+CARD_FILE = "expert.json"
+SIGNATURE_FILE = "signature.json"
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """What an expert is, where it came from and what was proven of it.
+
+    `calibration` holds the fields of `cascade.guarantee.Calibration`, which this room does not know.
+    """
+
+    task: str
+    task_name: str
+    family: str
+    labels: tuple[str, ...]
+    teacher: str
+    recipe: dict[str, Any]
+    rows: int
+    data_digest: str
+    calibration: dict[str, float | None]
+    agreement: float
+    size_bytes: int
+    answer_us: float
+    joules_low: float
+    joules_high: float
+    parent: str | None = None
+    licence: str = "as the big model's answers"
+    created: float = msgspec.field(default_factory=time.time)
+    format: int = 1
+    files: dict[str, str] = {}
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """Who signed, and the signature over the expert's id; both in hexadecimal."""
+
+    key: str
+    signature: str
+
+
+def seal(folder: Path, card: Card, model: StaticModel, key: SigningKey) -> tuple[str, Path]:
+    """Writes the bundle under `folder` and returns its id and place. It appears whole or not at all."""
+    draft = folder / f".draft-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        model.save(draft)
+        files = {path.name: _digest(path) for path in sorted(draft.iterdir())}
+        card_bytes = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(card, files=files)), indent=1)
+        expert = hashlib.sha256(card_bytes).hexdigest()
+        (draft / CARD_FILE).write_bytes(card_bytes)
+        signature = Signature(key.public, key.sign(expert.encode()))
+        (draft / SIGNATURE_FILE).write_bytes(msgspec.json.encode(signature))
+        place = folder / expert[:24]
+        if not place.exists():
+            draft.rename(place)
+        return expert, place
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def open_bundle(
+    folder: Path, *, expert: str | None = None, trusted: Collection[str] | None = None
+) -> tuple[Card, StaticModel]:
+    """The card and the model of a bundle, once every digest and the signature hold.
+
+    `expert` is the id that it must have; `trusted` the public keys that may have signed it (None: any).
+    Raises `BundleError` that names the file at fault.
+    """
+    card_bytes = _read(folder / CARD_FILE)
+    found = hashlib.sha256(card_bytes).hexdigest()
+    if expert is not None and found != expert:
+        raise BundleError(f"{folder / CARD_FILE} was changed: its digest is {found[:16]}…, not {expert[:16]}…")
+    try:
+        card = msgspec.json.decode(card_bytes, type=Card)
+        signature = msgspec.json.decode(_read(folder / SIGNATURE_FILE), type=Signature)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"the bundle {folder} is damaged: {error}") from error
+    if trusted is not None and signature.key not in trusted:
+        raise BundleError(f"{folder / SIGNATURE_FILE} is of the key {signature.key[:16]}…, which is not trusted here")
+    try:
+        verify(signature.key, found.encode(), signature.signature)
+    except BundleError as error:
+        raise BundleError(f"{folder / CARD_FILE} or {SIGNATURE_FILE} was changed: {error}") from error
+    if missing := {WEIGHTS_FILE, CONFIG_FILE} - card.files.keys():
+        raise BundleError(f"{folder / CARD_FILE} gives no digest of {', '.join(sorted(missing))}")
+    for name, digest in card.files.items():
+        if Path(name).name != name:
+            raise BundleError(f"the bundle {folder} names a file outside itself: {name!r}")
+        if _digest(folder / name) != digest:
+            raise BundleError(f"{folder / name} was changed: its digest is not the one in {CARD_FILE}")
+    return card, StaticModel.load(folder)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """An expert's word. `sure` says whether its confidence is one for which the guarantee was proven."""
+
+    label: str
+    confidence: float
+    sure: bool
+
+
+class Expert:
+    """A bundle, opened: an expert that answers on this device, with NumPy alone and without a network."""
+
+    def __init__(self, card: Card, model: StaticModel) -> None:
+        self.card = card
+        self._model = model
+        self._threshold = card.calibration["threshold"]
+
+    def __repr__(self) -> str:
+        return f"Expert({self.card.task_name!r}, {len(self.card.labels)} labels)"
+
+    def ask(self, text: str) -> Said:
+        """The expert's answer to one text. Where it is not `sure`, ask the big model."""
+        label, confidence = self._model.predict_one(text)
+        return Said(label, confidence, self._threshold is not None and confidence >= self._threshold)
+
+
+def open_expert(folder: str | os.PathLike[str], *, trusted: Collection[str] | None = None) -> Expert:
+    """The expert in a bundle's folder, once every digest and the signature hold.
+
+    `trusted` are the public keys that may have signed it (None: any). Raises `BundleError` that names the file
+    at fault.
+    """
+    return Expert(*open_bundle(Path(folder), trusted=trusted))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(_read(path)).hexdigest()

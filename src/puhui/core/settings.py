@@ -1,0 +1,69 @@
+"""Settings that travel between rooms, as values. Only the command line reads the environment.
+
+An error names the setting, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from puhui.core.errors import SettingsError
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """The guarantee: risk ≤ `epsilon` with probability ≥ 1 − `delta`. Both lie in (0, 1)."""
+
+    epsilon: float = 0.02
+    delta: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "delta"):
+            value = getattr(self, name)
+            if not 0.0 < value < 1.0:
+                raise SettingsError(f"{name} is {value}, but must lie strictly between 0 and 1 (such as 0.02)")
+
+
+class Tariff(msgspec.Struct, frozen=True):
+    """What energy and tokens cost here.
+
+    `carbon_g_per_kwh`: life-cycle grid intensity. `price_per_kwh`: money. `price_in`, `price_out`: money for
+    a million tokens read and written by the big model; 0 where it runs on the user's own machine.
+    """
+
+    carbon_g_per_kwh: float = 481.0
+    price_per_kwh: float = 0.15
+    price_in: float = 0.0
+    price_out: float = 0.0
+    currency: str = "USD"
+
+    def __post_init__(self) -> None:
+        for name in ("carbon_g_per_kwh", "price_per_kwh", "price_in", "price_out"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise SettingsError(f"{name} is {value}, but must be 0 or more")
+
+
+class AuditRate(msgspec.Struct, frozen=True):
+    """Shares of requests whose coin falls on "the big model answers this one in any case".
+
+    Those requests are a fair sample of the traffic: experts are calibrated and watched on them alone. `learning`
+    holds while a task has no expert, `probation` for the first `probation_requests` requests of the task's
+    expert, `steady` from then on. All lie in (0, 1].
+    """
+
+    learning: float = 0.35
+    probation: float = 0.35
+    steady: float = 0.05
+    probation_requests: int = 4_000
+
+    def __post_init__(self) -> None:
+        for name in ("learning", "probation", "steady"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise SettingsError(f"audit rate {name} is {value}, but must lie in (0, 1]")
+
+    def at(self, served: int | None) -> float:
+        """The rate for a task whose expert has seen `served` requests; None: it has no expert."""
+        if served is None:
+            return self.learning
+        return self.probation if served < self.probation_requests else self.steady

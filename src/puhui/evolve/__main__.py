@@ -1,0 +1,59 @@
+"""The learning loop as a process of its own: `python -m puhui.evolve`, started by the node.
+
+It reads its settings as one JSON object from standard input, uses only cores that nothing else wants, and ends
+when the node that started it is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from puhui.core.errors import StoreError
+from puhui.evolve.learner import Learner
+from puhui.evolve.memory import Memory
+from puhui.evolve.process import LearnerSettings
+from puhui.sense.idle import step_back
+from puhui.store.database import open_store
+from puhui.trust.keys import load_or_create_key
+
+log = logging.getLogger("puhui.evolve")
+
+LOOK_EVERY_S = 1.0
+AFTER_STORE_ERROR_S = 10.0
+
+
+def main() -> None:
+    """Runs until the parent process is gone or a signal comes."""
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=LearnerSettings)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s learner %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which then ends this process
+    log.debug("runs as %s", step_back())
+    parent = os.getppid()
+    store = open_store(settings.store)
+    learner = Learner(
+        Memory(store),
+        Path(settings.folder),
+        load_or_create_key(Path(settings.key)),
+        promise=settings.promise,
+        tariff=settings.tariff,
+        audit_rate=settings.audit_rate,
+    )
+    while os.getppid() == parent:
+        pause = LOOK_EVERY_S
+        try:
+            learner.step()
+        except StoreError as error:
+            log.warning("%s", error)
+            pause = AFTER_STORE_ERROR_S
+        time.sleep(pause)
+
+
+if __name__ == "__main__":
+    main()

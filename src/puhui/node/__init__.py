@@ -1,0 +1,7 @@
+"""Floor 4: one node, an answerer in front of a big model.
+
+- `node`: finds the task, asks the expert or the big model, meters, and writes it down
+- `roster`: the experts in place; `expert`: one of them
+- `audit`: the big model is asked about experts' answers afterwards
+- `meter`: what an answer cost; `bill`: what all of them cost
+"""

@@ -1,0 +1,79 @@
+"""An expert in place: a verified model for one task, as an answerer, with its threshold and its watch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from puhui.cascade.monitor import RiskMonitor
+from puhui.core.answer import Answer, Step, Usage
+from puhui.core.request import Request
+from puhui.energy.power import estimate_joules
+from puhui.evolve.traffic import Task
+from puhui.models.static import StaticModel
+
+
+class Case:
+    """The loss of one sampled request, once it is known. `dropped`: it never will be."""
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self.dropped = False
+
+
+class Docket:
+    """Tells a watch its losses in the order in which the requests came.
+
+    A request that went to the big model has its loss at once, one that the expert answered only after its
+    audit. Told as they come, the zeros would be early and the ones late, in bursts: the watch would take that
+    for a change (measured: with 500 audits held up, 9 % of runs raised a false alarm at three quarters of ε).
+    """
+
+    def __init__(self, watch: RiskMonitor) -> None:
+        self.watch = watch
+        self._open: deque[Case] = deque()
+
+    def open(self) -> Case:
+        """A new case, after all others."""
+        case = Case()
+        self._open.append(case)
+        return case
+
+    def settle(self) -> bool:
+        """Tells the watch every loss whose turn has come; returns whether the promise is now proven broken."""
+        while self._open and (self._open[0].dropped or self._open[0].loss is not None):
+            case = self._open.popleft()
+            if case.loss is not None and self.watch.update(case.loss):
+                return True
+        return self.watch.rejected
+
+
+class Expert:
+    """Answers the requests of one task. `served` counts the requests it has seen, sure or not."""
+
+    def __init__(
+        self, id: str, task: Task, model: StaticModel, threshold: float, watch: RiskMonitor, served: int = 0
+    ) -> None:
+        self.id = id
+        self.name = f"expert:{id[:12]}"
+        self.task = task
+        self.model = model
+        self.threshold = threshold
+        self.watch = watch
+        self.docket = Docket(watch)
+        self.served = served
+
+    async def __call__(self, request: Request) -> Answer:
+        """Its label for the request's question, with its confidence; never waits for anything."""
+        started, cpu = time.perf_counter(), time.thread_time()
+        text = self.task.input_of(request.messages[-1].text or "")
+        label, confidence = self.model.predict_one(text or "")
+        cpu = time.thread_time() - cpu
+        return Answer(
+            by=self.name,
+            text=label,
+            confidence=confidence,
+            path=(Step(self.name, confidence, True),),
+            usage=Usage(seconds=time.perf_counter() - started, cpu_seconds=cpu, energy=estimate_joules(cpu)),
+            expert=self.id,
+        )

@@ -1,0 +1,28 @@
+"""What an answer cost, as far as its answerer could not know."""
+
+from __future__ import annotations
+
+from puhui.core.answer import Answer, Usage
+from puhui.core.request import Request
+from puhui.core.settings import Tariff
+from puhui.energy.power import estimate_remote_joules
+from puhui.energy.tariff import price_usage
+
+CHARACTERS_PER_TOKEN = 4  # a usual rule of thumb, for endpoints that report no token counts
+
+
+def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
+    """The answer's usage with what its answerer could not know: remote energy, grams and money."""
+    usage = answer.usage
+    if usage.energy.high or answer.expert:
+        return price_usage(usage, tariff)
+    read = usage.prompt_tokens or len(request.body) // CHARACTERS_PER_TOKEN
+    written = usage.completion_tokens or len(answer.text or "") // CHARACTERS_PER_TOKEN
+    remote = Usage(
+        prompt_tokens=read,
+        completion_tokens=written,
+        seconds=usage.seconds,
+        cpu_seconds=usage.cpu_seconds,
+        energy=estimate_remote_joules(read, written),
+    )
+    return price_usage(remote, tariff)

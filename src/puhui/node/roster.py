@@ -1,0 +1,117 @@
+"""Which experts are in place: read from the store, verified, and put in or taken out between two requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from puhui.cascade.agreement import loss_of
+from puhui.cascade.monitor import RiskMonitor
+from puhui.compress.bundle import open_bundle
+from puhui.core.errors import BundleError
+from puhui.evolve.traffic import Task, TaskIndex, Traffic
+from puhui.node.expert import Expert
+from puhui.store.database import Store
+from puhui.store.records import event_row
+from puhui.store.tables import experience, experts, ledger, tasks
+
+log = logging.getLogger("puhui.node")
+
+ACTIVE, RETIRED, DEMOTED, REFUSED = "active", "retired", "demoted", "refused"
+
+
+class Roster:
+    """The tasks and experts that a node knows. Reading the store takes place off the event loop."""
+
+    def __init__(self, store: Store, trusted: Collection[str]) -> None:
+        self._store = store
+        self._trusted = trusted
+        self._index = TaskIndex()
+        self._by_task: dict[str, Expert] = {}
+        self._taken: set[str] = set()
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Those in place now."""
+        return tuple(self._by_task.values())
+
+    def find(self, traffic: Traffic) -> tuple[Task, Expert | None] | None:
+        """The task of a request and the expert in place for it, if any."""
+        found = self._index.find(traffic)
+        return None if found is None else (found[0], self._by_task.get(found[0].id))
+
+    def take(self, expert: str) -> Expert | None:
+        """Takes an expert out at once and for good; None if it is not in place (any more)."""
+        self._taken.add(expert)
+        for task, held in self._by_task.items():
+            if held.id == expert:
+                return self._by_task.pop(task)
+        return None
+
+    def get(self, expert: str) -> Expert | None:
+        """The expert of that id, if it is in place."""
+        return next((held for held in self._by_task.values() if held.id == expert), None)
+
+    def read(self) -> Callable[[], None]:
+        """Reads the store (blocking); returns what puts the news in place, to be called on the event loop."""
+        with self._store.begin() as connection:
+            known = [
+                Task(row.id, row.name, row.group, row.model, row.prefix, row.suffix)
+                for row in connection.execute(select(tasks))
+            ]
+            active = connection.execute(select(experts).where(experts.c.status == ACTIVE)).all()
+        by_id = {task.id: task for task in known}
+        held = {expert.id: expert for expert in self.experts}
+        fresh: dict[str, Expert] = {}
+        for row in active:
+            if row.task in by_id:
+                expert = held.get(row.id) or self._load(row, by_id[row.task])
+                if expert is not None:
+                    fresh[row.task] = expert
+
+        def put_in_place() -> None:
+            self._index = TaskIndex(known)
+            # What was taken out while the store was being read stays out.
+            self._by_task = {task: expert for task, expert in fresh.items() if expert.id not in self._taken}
+
+        return put_in_place
+
+    def _load(self, row: Any, task: Task) -> Expert | None:
+        try:
+            _, model = open_bundle(Path(row.folder), expert=row.id, trusted=self._trusted)
+        except BundleError as error:
+            log.error("expert %s is refused: %s", row.id[:12], error)
+            self.end(row.id, REFUSED, "refusal", str(error), task.id)
+            return None
+        watch = RiskMonitor(epsilon=row.epsilon, delta=row.delta)
+        with self._store.begin() as connection:
+            served = connection.execute(
+                select(func.count()).where(
+                    ledger.c.kind == "request", ledger.c.task == task.id, ledger.c.at >= row.created
+                )
+            ).scalar_one()
+            audited = connection.execute(
+                select(experience.c.expert_answer, experience.c.answer)
+                .where(experience.c.expert == row.id, experience.c.coin, experience.c.answer.is_not(None))
+                .order_by(experience.c.number)
+            )
+            for given, answer in audited:
+                watch.update(loss_of(given, answer))
+        return Expert(row.id, task, model, row.threshold, watch, served)
+
+    def end(self, expert: str, status: str, kind: str, reason: str, task: str) -> None:
+        """Writes down that an expert is out, and why (blocking). Once out, it stays out."""
+        now = time.time()
+        with self._store.begin() as connection:
+            changed = connection.execute(
+                update(experts)
+                .where(experts.c.id == expert, experts.c.status == ACTIVE)
+                .values(status=status, ended=now, reason=reason)
+            )
+            if changed.rowcount:
+                connection.execute(insert(ledger), event_row(kind, at=now, task=task, expert=expert, note=reason))

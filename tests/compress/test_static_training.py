@@ -1,0 +1,131 @@
+"""Distilling static experts: they learn, repeat themselves, and refuse what cannot be learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puhui.compress.static_training import StaticOptions, distill_static
+from puhui.compress.word_vectors import WordVectors
+from puhui.core.errors import BundleError, LearningError
+from puhui.models.hashing import FeatureOptions
+
+SMALL = StaticOptions(features=FeatureOptions(buckets=1 << 14), dim=16, hidden=16)
+SUBJECTS = {
+    "balance": ["show my balance", "how much money is left", "account balance please", "我想查余额"],
+    "transfer": ["send money to bob", "transfer cash to alice", "wire funds abroad", "请帮我转账"],
+    "card": ["my card is lost", "block the stolen card", "card was taken", "银行卡丢了怎么办"],
+}
+SEASONING = ["please", "now", "today", "hi there", "thanks", "quick", "ok", "可以吗", "谢谢", "well"]
+
+
+def rows(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    draw = np.random.default_rng(seed)
+    answers = [str(answer) for answer in draw.choice(list(SUBJECTS), count)]
+    texts = [
+        f"{draw.choice(SEASONING)} {draw.choice(SUBJECTS[answer])} {draw.choice(SEASONING)}"
+        for answer in answers
+    ]
+    return texts, answers
+
+
+def agreement(model: object, texts: list[str], answers: list[str]) -> float:
+    numbers, _ = model.predict_many(texts)  # type: ignore[attr-defined]
+    return float(np.mean([model.labels[i] == a for i, a in zip(numbers, answers, strict=True)]))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("count", [60, 400])
+def test_it_learns_in_two_scripts(count: int) -> None:
+    model = distill_static(*rows(count), options=SMALL)
+    assert model.labels == tuple(sorted(SUBJECTS))
+    assert agreement(model, *rows(200, seed=1)) > 0.97
+
+
+def test_rare_answers_are_learned_too() -> None:
+    texts, answers = rows(300)
+    texts += ["cancel my subscription", "cancel subscription now", "please cancel the subscription"] * 2
+    answers += ["cancel"] * 6
+    assert (
+        distill_static(texts, answers, options=SMALL).predict_one("cancel subscription today")[0] == "cancel"
+    )
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    heads = [distill_static(*rows(60), options=SMALL, seed=seed).towers[0].head for seed in (3, 3, 4)]
+    assert np.array_equal(heads[0], heads[1])
+    assert not np.array_equal(heads[0], heads[2])
+
+
+def test_probabilities_teach_and_unknown_labels_are_left_out() -> None:
+    texts, answers = rows(120)
+    told = [{answer: 0.9, "never answered": 0.1} for answer in answers]
+    told[0] = {}  # the big model told nothing: its answer stands
+    model = distill_static(texts, answers, probabilities=told, options=SMALL)
+    assert agreement(model, *rows(100, seed=1)) > 0.97
+
+
+def test_word_vectors_reach_words_never_seen() -> None:
+    words = ["balance", "money", "transfer", "card", "saldo", "karte"]
+    places = dict(
+        zip(words, [(1, 0, 0), (0.9, 0.1, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1)], strict=True)
+    )
+    vectors = WordVectors.learn(words, lambda given: np.array([places[w] for w in given], np.float32))
+    texts = ["balance money", "transfer", "card"] * 20
+    model = distill_static(texts, ["balance", "transfer", "card"] * 20, word_vectors=vectors, options=SMALL)
+    assert len(model.towers) == 2
+    assert model.predict_one("karte")[0] == "card"
+    assert model.predict_one("saldo")[0] == "balance"
+
+
+def test_progress_grows_to_one_and_an_interruption_passes_through() -> None:
+    shares: list[float] = []
+    distill_static(*rows(40), options=SMALL, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+    def stop(share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill_static(*rows(40), options=SMALL, progress=stop)
+
+
+def test_rows_are_bounded() -> None:
+    options = StaticOptions(features=FeatureOptions(buckets=1 << 14), dim=16, max_rows=50)
+    assert distill_static(*rows(60), options=options).towers[0].table.shape == (51, 16)
+
+
+@pytest.mark.parametrize(
+    ("texts", "answers", "why"),
+    [
+        (["a"] * 30, ["same"] * 30, "alike"),
+        (["a", "b"], ["x", "y"], "at least 20"),
+        (["a"] * 30, ["x"] * 29, "one each"),
+        ([], [], "alike"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(texts: list[str], answers: list[str], why: str) -> None:
+    with pytest.raises(LearningError, match=why):
+        distill_static(texts, answers)
+
+
+def test_texts_without_a_word_do_no_harm() -> None:
+    texts, answers = rows(60)
+    model = distill_static([*texts, *[""] * 10], [*answers, *["balance"] * 10], options=SMALL)
+    assert model.predict_one("")[0] == "balance"
+
+
+def test_word_vectors_are_kept(tmp_path: pytest.TempPathFactory) -> None:
+    vectors = WordVectors.learn(["b", "a", "b", "余"], lambda w: np.eye(len(w), 4, dtype=np.float32), dim=2)
+    path = tmp_path / "words.safetensors"  # type: ignore[operator]
+    vectors.save(path)
+    again = WordVectors.load(path)
+    assert again.words == ("b", "a", "余")
+    assert again.vectors.shape == (3, 2)
+    assert np.array_equal(again.vectors, vectors.vectors)
+    assert np.allclose(vectors.vectors.mean(axis=0), 0, atol=1e-6)
+    path.write_bytes(b"nothing")
+    with pytest.raises(BundleError, match=r"words\.safetensors"):
+        WordVectors.load(path)
+    with pytest.raises(LearningError):
+        WordVectors.learn(["one"], lambda w: np.zeros((1, 2), np.float32))

@@ -1,0 +1,390 @@
+"""A big model behind HTTP: what it says, and every way in which it can fail to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from puhui.core.answer import Answer
+from puhui.core.errors import (
+    SettingsError,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from puhui.core.request import Message, Request
+from puhui.models.endpoint import Endpoint, open_reference
+
+DONE = b"data: [DONE]\n\n"
+
+
+def ask(text: str = "hello", *, stream: bool = False, alternatives: bool = False, **more: Any) -> Request:
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]} | ({"stream": True} if stream else {})
+    return Request(
+        id="req_1",
+        model="m",
+        messages=(Message("user", text),),
+        body=msgspec.json.encode(body | {"unknown": {"to": ["puhui"]}}),
+        stream=stream,
+        alternatives=alternatives,
+        **more,
+    )
+
+
+@contextlib.asynccontextmanager
+async def endpoint(url: str, **more: Any) -> AsyncIterator[Endpoint]:
+    opened = Endpoint(url, **more)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def answer(url: str, request: Request | None = None, **more: Any) -> Answer:
+    async with endpoint(url, **more) as big:
+        return await big(request or ask())
+
+
+async def stream(url: str, request: Request | None = None, **more: Any) -> tuple[list[bytes], Answer]:
+    """The events that came (also before an error, which is then raised with them) and the answer."""
+    async with endpoint(url, **more) as big:
+        found = await big(request or ask(stream=True))
+        assert found.pieces is not None
+        return [piece async for piece in found.pieces], found
+
+
+async def test_a_whole_answer(big: BigModel) -> None:
+    found = await answer(big.url, ask(authorization="Bearer mine"))
+    assert found.text == "HELLO"
+    assert found.body == whole("HELLO")
+    assert found.by == "big:m"
+    assert [(step.name, step.taken) for step in found.path] == [("big:m", True)]
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (11, 3)
+    assert found.usage.seconds > 0
+    assert big.raw == [ask().body]
+    assert big.headers[0]["authorization"] == "Bearer mine"
+    assert big.headers[0]["x-request-id"] == "req_1"
+
+
+async def test_its_own_model_and_key_replace_the_callers(big: BigModel) -> None:
+    found = await answer(big.url, ask(authorization="Bearer mine"), model="other", key="sk-1")
+    assert found.by == "big:other"
+    assert big.bodies[0] == msgspec.json.decode(ask().body) | {"model": "other"}
+    assert big.headers[0]["authorization"] == "Bearer sk-1"
+
+
+async def test_a_streamed_answer(big: BigModel) -> None:
+    pieces, found = await stream(big.url, ask("héllo 世界", stream=True))
+    assert b"".join(pieces) == b"".join(stream_of("HÉLLO 世界"))
+    assert found.text == "HÉLLO 世界"
+    assert found.usage.completion_tokens == 3
+
+
+async def test_likelihoods_are_asked_for_and_taken_out_again() -> None:
+    model = BigModel(logprobs=True)
+    with serving(model.app) as url:
+        found = await answer(f"{url}/v1", ask(alternatives=True))
+        plain = await answer(f"{url}/v1", ask())
+    assert model.bodies[0]["top_logprobs"] == 20
+    assert model.bodies[0]["unknown"] == {"to": ["puhui"]}
+    assert found.alternatives == (("HELL", -0.1), ("other", -2.5))
+    assert msgspec.json.decode(found.body or b"") == msgspec.json.decode(plain.body or b"")
+    assert "logprobs" not in model.bodies[1]
+    assert plain.alternatives == ()
+
+
+async def test_a_model_that_refuses_likelihoods_is_asked_for_them_once() -> None:
+    model = BigModel(logprobs=None)
+    with serving(model.app) as url:
+        async with endpoint(f"{url}/v1") as big:
+            assert [(await big(ask(alternatives=True))).text for _ in range(3)] == ["HELLO"] * 3
+    assert ["logprobs" in body for body in model.bodies] == [True, False, False, False]
+
+
+async def test_a_request_that_is_refused_for_another_reason_costs_no_likelihoods() -> None:
+    model = BigModel(logprobs=True)
+    with serving(model.app) as url:
+        async with endpoint(f"{url}/v1") as big:
+            model.refuse = 400
+            with pytest.raises(UpstreamRefused):
+                await big(ask(alternatives=True))
+            model.refuse = 200
+            assert (await big(ask(alternatives=True))).alternatives
+    assert ["logprobs" in body for body in model.bodies] == [True, False, True]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
+async def test_a_refusal_is_passed_on(big: BigModel, status: int, streaming: bool) -> None:
+    big.refuse = status
+    with pytest.raises(UpstreamRefused) as caught:
+        await answer(big.url, ask(stream=streaming))
+    assert caught.value.status == status
+    assert caught.value.body == b'{"error":{"message":"not now"}}'
+    assert caught.value.retry_after == "7"
+    assert len(big.bodies) == 1
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    head = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    with raw_server(says(head)) as url, pytest.raises(UpstreamRefused) as caught:
+        await answer(url)
+    assert caught.value.status == 307
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_nobody_there(streaming: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UpstreamUnavailable, match="cannot be reached"):
+        await answer(f"http://127.0.0.1:{port}/v1", ask(stream=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_too_slow(streaming: bool) -> None:
+    with raw_server(says(head_of(length=4) if not streaming else b"", pause_s=1.0)) as url:
+        started = time.perf_counter()
+        with pytest.raises(UpstreamTimeout, match="did not answer in time"):
+            await answer(url, ask(stream=streaming), timeout_s=0.2)
+        assert time.perf_counter() - started < 0.9
+
+
+async def test_a_stream_that_stalls() -> None:
+    pieces = [chunk({"content": "a"}), b""]
+    with raw_server(says(*pieces, head=head_of("text/event-stream"), pause_s=0.6)) as url:
+        with pytest.raises(UpstreamGarbled, match="broke off"):
+            await stream(url, timeout_s=0.3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>busy</html>",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": null}',
+        b'{"choices": [{"message": {"content": 5}}]}',
+        b'{"error": {"message": "no"}}',
+        b'{"choices": [{"message": {"content": "\xff"}}]}',
+        b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        whole("hello")[:-20],
+    ],
+    ids=lambda body: body[:30].decode(errors="replace"),
+)
+async def test_what_is_no_completion(body: bytes) -> None:
+    for alternatives in (False, True):
+        with raw_server(says(head_of(length=len(body)), body)) as url, pytest.raises(UpstreamGarbled):
+            await answer(url, ask(alternatives=alternatives))
+
+
+async def test_what_is_not_read_passes_as_it_is() -> None:
+    odd = whole("hi")[:-1] + b',"big":123456789012345678901234567890,"bytes":"\xff","deep":[[[1.50]]]}'
+    with raw_server(says(head_of(length=len(odd)), odd)) as url:
+        assert (await answer(url)).body == odd
+        assert (await answer(url, ask(alternatives=True))).body == odd
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (says(b""), UpstreamGarbled),
+        (says(b"SSH-2.0-OpenSSH_9\r\n"), UpstreamGarbled),
+        (says(b"HTTP/1.1 200 OK\r\ncontent-le"), UpstreamGarbled),
+        (says(head_of(length=500), whole("hi")), UpstreamGarbled),
+        (says(head_of() + b"transfer-encoding: chunked\r\n"), UpstreamError),
+        (says(head_of().replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"), b"not gzip"), UpstreamGarbled),
+    ],
+    ids=["nothing", "another protocol", "half a head", "half a body", "half a head again", "bad gzip"],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_half_of_everything(reply: Any, error: type[Exception], streaming: bool) -> None:
+    with raw_server(reply) as url, pytest.raises(error):
+        await (stream(url) if streaming else answer(url))
+
+
+async def test_a_connection_that_is_reset() -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with raw_server(reset) as url, pytest.raises(UpstreamUnavailable):
+        await answer(url)
+
+
+async def test_a_packed_answer_is_unpacked() -> None:
+    packed = gzip.compress(whole("hi"))
+    head = head_of(length=len(packed)).replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
+    with raw_server(says(head, packed)) as url:
+        assert (await answer(url)).text == "hi"
+
+
+def half_streams() -> Iterator[tuple[str, list[bytes]]]:
+    events = list(stream_of("hi"))
+    yield "nothing", []
+    yield "no end", events[:-1]
+    yield "half an event", [*events[:2], events[2][:20]]
+    yield "no finish", [events[1], DONE]
+    yield "rubbish", [events[1], b"data: {oops\n\n", DONE]
+    yield "an error", [events[1], b'data: {"error": {"message": "overloaded"}}\n\n', DONE]
+    yield "end without blank line", [*events[:-1], b"data: [DONE]"]
+
+
+@pytest.mark.parametrize(("name", "events"), list(half_streams()), ids=lambda v: v if isinstance(v, str) else "")
+async def test_half_a_stream(name: str, events: list[bytes]) -> None:
+    seen: list[bytes] = []
+    with raw_server(says(*events, head=head_of("text/event-stream"))) as url:
+        async with endpoint(url) as big:
+            found = await big(ask(stream=True))
+            assert found.pieces is not None
+            with pytest.raises(UpstreamGarbled):
+                async for piece in found.pieces:
+                    seen.append(piece)
+    assert DONE not in seen
+    assert found.text is None or name == "no finish"
+
+
+async def test_a_stream_in_odd_clothes() -> None:
+    events = [
+        b": hello\r\n\r\n",
+        chunk({"role": "assistant", "content": ""}).replace(b"\n", b"\r\n"),
+        chunk({"content": "世"}).replace(b"\n", b"\r\n"),
+        chunk({"content": "界", "tool_calls": []}),
+        b": keep-alive\n\n",
+        chunk({}, "stop"),
+        b"data:[DONE]\r\n\r\n",
+    ]
+    data = b"".join(events)
+    cut = data.index("世".encode()) + 1
+    with raw_server(says(data[:cut], data[cut:-3], data[-3:], head=head_of("text/event-stream"), pause_s=0.02)) as url:
+        pieces, found = await stream(url)
+    assert found.text == "世界"
+    assert pieces[-1] == DONE, "others know the end by exactly these bytes"
+    assert pieces.count(DONE) == 1
+
+
+@pytest.mark.parametrize(
+    "delta", [{"tool_calls": [{"index": 0, "id": "1"}]}, {"function_call": {"name": "f"}}, {"content": [{"a": 1}]}]
+)
+async def test_a_stream_of_calls_is_no_text(delta: dict[str, Any]) -> None:
+    events = [chunk({"role": "assistant", "content": "x"}), chunk(delta), chunk({}, "tool_calls"), DONE]
+    with raw_server(says(*events, head=head_of("text/event-stream"))) as url:
+        pieces, found = await stream(url)
+    assert pieces == events
+    assert found.text is None
+
+
+async def test_asked_to_stream_it_does_not() -> None:
+    with raw_server(says(head_of(length=len(whole("hi"))), whole("hi"))) as url:
+        with pytest.raises(UpstreamGarbled, match="asked to stream but sent 'application/json'"):
+            await answer(url, ask(stream=True))
+
+
+async def test_streams_share_a_connection() -> None:
+    ports: list[int] = []
+    model = BigModel()
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            ports.append(scope["client"][1])
+        await model.app(scope, receive, send)
+
+    with serving(watched) as url:  # type: ignore[arg-type]
+        async with endpoint(f"{url}/v1") as big:
+            for _ in range(4):
+                found = await big(ask(stream=True))
+                assert found.pieces is not None
+                assert [piece async for piece in found.pieces][-1] == DONE
+    assert len(set(ports)) == 1
+
+
+async def test_a_stream_that_stays_open_after_its_end_delays_nobody() -> None:
+    with raw_server(says(*stream_of("hi"), b"", head=head_of("text/event-stream"), pause_s=0.0)) as url:
+        pieces, _ = await stream(url)
+    assert pieces[-1] == DONE
+
+    def linger(connection: socket.socket) -> None:
+        connection.sendall(head_of("text/event-stream") + b"".join(stream_of("hi")))
+        time.sleep(2.0)
+
+    with raw_server(linger) as url:
+        started = time.perf_counter()
+        pieces, _ = await stream(url)
+        assert time.perf_counter() - started < 1.0
+    assert pieces[-1] == DONE
+
+
+async def test_cookies_of_one_caller_are_not_sent_for_the_next() -> None:
+    seen: list[str | None] = []
+
+    async def chat(http: HttpRequest) -> Response:
+        seen.append(http.headers.get("cookie"))
+        return Response(whole("hi"), headers={"set-cookie": "session=1; Path=/"}, media_type="application/json")
+
+    with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])) as url:
+        async with endpoint(f"{url}/v1") as big:
+            await big(ask())
+            await big(ask())
+    assert seen == [None, None]
+
+
+async def test_a_callers_key_of_any_characters(big: BigModel) -> None:
+    await answer(big.url, ask(authorization="Bearer clé"))
+    assert big.headers[0]["authorization"] == "Bearer clé"
+
+
+async def test_many_at_once(big: BigModel) -> None:
+    async with endpoint(big.url) as asked:
+        found = await asyncio.gather(*(asked(ask(f"q{n}")) for n in range(100)))
+    assert [each.text for each in found] == [f"Q{n}" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://x/v1", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://[::1"]
+)
+def test_urls_that_cannot_be(url: str) -> None:
+    with pytest.raises(SettingsError, match="upstream URL"):
+        Endpoint(url)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
+    for key in ("sk-secret\n", "sk-secret-é"):
+        with pytest.raises(SettingsError) as caught:
+            Endpoint("http://h/v1", key=key)
+        assert "secret" not in str(caught.value)
+    assert "sk-1" not in repr(Endpoint("http://h/v1", key="sk-1"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "url", "model"),
+    [
+        ("openai:gpt-4o@https://api.openai.com/v1", "https://api.openai.com/v1", "gpt-4o"),
+        ("openai:a/b:c@http://h:1/v1/", "http://h:1/v1", "a/b:c"),
+        ("http://h:1/v1", "http://h:1/v1", None),
+    ],
+)
+def test_references(reference: str, url: str, model: str | None) -> None:
+    opened = open_reference(reference)
+    assert (opened.url, opened.model) == (url, model)
+
+
+@pytest.mark.parametrize("reference", ["", "gpt-4o", "openai:", "openai:m", "openai:@http://h", "openai:m@", "hf:x"])
+def test_references_that_name_nothing(reference: str) -> None:
+    with pytest.raises(SettingsError, match="names no big model"):
+        open_reference(reference)

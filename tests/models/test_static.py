@@ -1,0 +1,149 @@
+"""Static experts: laws for any text, and bundles that are saved, damaged and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from puhui.core.errors import BundleError
+from puhui.models.hashing import FeatureOptions
+from puhui.models.static import CONFIG_FILE, WEIGHTS_FILE, StaticModel
+from puhui.models.tower import Tower
+
+OPTIONS = FeatureOptions(buckets=1 << 10)
+LABELS = ("pay", "查询", "other")
+TEXTS = st.lists(st.text(st.characters(), max_size=80), max_size=10)
+
+
+def tower(*, hidden: bool = False, words_only: bool = False, seed: int = 0) -> Tower:
+    draw = np.random.default_rng(seed)
+    rows, dim, units = 300, 8, 6
+    slots = draw.integers(0, rows, OPTIONS.buckets).astype(np.uint16)
+    table = draw.integers(-127, 128, (rows, dim)).astype(np.int8)
+    weight = draw.random(rows, np.float32)
+    weight[0], table[0] = 0.0, 0
+    normal = lambda *shape: draw.normal(size=shape).astype(np.float32)  # noqa: E731
+    return Tower(
+        slots=slots,
+        table=table,
+        gain=weight * np.float32(0.02),
+        weight=weight,
+        head=normal(units if hidden else dim, len(LABELS)),
+        bias=normal(len(LABELS)),
+        hidden=normal(dim, units) if hidden else None,
+        hidden_bias=normal(units) if hidden else None,
+        words_only=words_only,
+    )
+
+
+MODEL = StaticModel(LABELS, OPTIONS, [tower(), tower(hidden=True, words_only=True, seed=1)])
+
+
+@given(TEXTS)
+def test_any_text_gets_a_label_and_batches_equal_singles(texts: list[str]) -> None:
+    numbers, confidences = MODEL.predict_many(texts)
+    assert len(numbers) == len(confidences) == len(texts)
+    for text, number, confidence in zip(texts, numbers, confidences, strict=True):
+        label, alone = MODEL.predict_one(text)
+        assert label in MODEL.labels
+        assert 1 / len(LABELS) - 1e-6 <= alone <= 1.0
+        assert alone == pytest.approx(float(confidence), abs=1e-5)
+        if alone > 0.51:  # below, two labels may tie to rounding
+            assert label == MODEL.labels[number]
+
+
+def test_batches_larger_than_a_chunk() -> None:
+    texts = [f"text {i}" for i in range(200)]
+    numbers, _ = MODEL.predict_many(texts)
+    assert [MODEL.labels[i] for i in numbers] == [MODEL.predict_one(text)[0] for text in texts]
+
+
+def test_the_formula() -> None:
+    """One feature known, computed by hand."""
+    slots = np.zeros(OPTIONS.buckets, np.uint16)
+    found = __import__("puhui.models.hashing", fromlist=["features"]).features("hello", OPTIONS)
+    slots[found.buckets[0]] = 1
+    table = np.array([[0, 0], [100, -50]], np.int8)
+    arrays = np.array([0, 2], np.float32)
+    one = Tower(
+        slots, table, arrays * np.float32(0.01), arrays, np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
+    )
+    label, confidence = StaticModel(("a", "b"), OPTIONS, [one]).predict_one("hello")
+    # 0.02 · (100, −50) / 2 = (1, −0.5), whatever the weight
+    assert label == "a"
+    assert confidence == pytest.approx(1 / (1 + np.exp(-1.5)), abs=1e-6)
+
+
+def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    MODEL.save(tmp_path / "deep" / "expert")
+    again = StaticModel.load(tmp_path / "deep" / "expert")
+    assert again.labels == MODEL.labels
+    assert again.options == MODEL.options
+    assert again.size_bytes == MODEL.size_bytes
+    for text in ("", "查询余额", "pay my bill", "\ud800"):
+        assert again.predict_one(text) == MODEL.predict_one(text)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        MODEL.save(tmp_path / name)
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, CONFIG_FILE])
+@pytest.mark.parametrize("harm", ["missing", "empty", "half", "garbage", "folder"])
+def test_damaged_bundles_are_refused_by_name(tmp_path: Path, file: str, harm: str) -> None:
+    MODEL.save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink()
+    if harm == "folder":
+        (tmp_path / file).mkdir()
+    elif harm != "missing":
+        parts = {"empty": b"", "half": whole[: len(whole) // 2], "garbage": b"\xff" * 100}
+        (tmp_path / file).write_bytes(parts[harm])
+    with pytest.raises(BundleError, match=file):
+        StaticModel.load(tmp_path)
+
+
+def changed(arrays: dict[str, np.ndarray], name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    return {**arrays, name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("0.slots", np.full(OPTIONS.buckets, 300, np.uint16)),
+        ("0.slots", np.zeros(5, np.uint16)),
+        ("0.table", np.zeros((300, 8), np.float32)),
+        ("0.table", np.zeros((0, 8), np.int8)),
+        ("0.gain", np.full(300, np.nan, np.float32)),
+        ("0.head", np.zeros((8, 2), np.float32)),
+        ("0.hidden", np.zeros((8, 6), np.float32)),
+        ("0.surprise", np.zeros(1, np.float32)),
+        ("7.bias", np.zeros(3, np.float32)),
+        ("bias", np.zeros(3, np.float32)),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, name: str, value: np.ndarray) -> None:
+    MODEL.save(tmp_path)
+    save_file({**load_file(tmp_path / WEIGHTS_FILE), name: value}, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(BundleError, match=WEIGHTS_FILE):
+        StaticModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 99}, {"labels": ["pay", "pay", "other"]}, {"labels": ["pay"]}, {"reads": []}]
+)
+def test_configs_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    MODEL.save(tmp_path)
+    config = msgspec.json.decode((tmp_path / CONFIG_FILE).read_bytes())
+    (tmp_path / CONFIG_FILE).write_bytes(msgspec.json.encode({**config, **change}))
+    with pytest.raises(BundleError):
+        StaticModel.load(tmp_path)

@@ -1,0 +1,417 @@
+"""A whole node: a real store, a real expert, a big model over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import experts as sample
+import msgspec
+import pytest
+from serving import BigModel, chunk, head_of, raw_server, says
+from sqlalchemy import select, text
+
+from puhui.core.answer import Answer
+from puhui.core.errors import StoreError, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamUnavailable
+from puhui.core.request import Request
+from puhui.core.settings import AuditRate
+from puhui.evolve.traffic import sort_request
+from puhui.gateway.chat import read_request
+from puhui.models.endpoint import Endpoint
+from puhui.node.node import Node
+from puhui.node.roster import Roster
+from puhui.store.database import Store
+from puhui.store.tables import contexts, experience, experts, ledger
+from puhui.trust.keys import SigningKey, load_or_create_key
+
+ALWAYS = AuditRate(1.0, 1.0, 1.0)
+SELDOM = AuditRate(1e-9, 1e-9, 1e-9)
+NOWHERE = "http://127.0.0.1:9/v1"
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SigningKey:
+    return load_or_create_key(tmp_path / "node.key")
+
+
+@pytest.fixture
+def big(big: BigModel) -> BigModel:
+    big.rule = sample.subject_of
+    return big
+
+
+@contextlib.asynccontextmanager
+async def node(store: Store, url: str, key: SigningKey, audit_rate: AuditRate = SELDOM, **more: Any) -> AsyncIterator[Node]:
+    endpoint = Endpoint(url, timeout_s=5.0)
+    async with Node(store, endpoint, Roster(store, {key.public}), audit_rate=audit_rate, seed=1, **more) as opened:
+        yield opened
+    await endpoint.close()
+
+
+def ask(question: str, *, quality: str = "0", **fields: Any) -> Request:
+    messages = [{"role": "system", "content": sample.SYSTEM}, {"role": "user", "content": question}]
+    body = {"model": "m", "messages": messages} | fields
+    return read_request(msgspec.json.encode(body), {"x-puhui-quality": quality})
+
+
+def group() -> str:
+    found = sort_request(ask("x"))
+    assert found is not None
+    return found.group
+
+
+QUESTIONS = sample.questions(60, seed=5)
+
+
+def rows(store: Store, kind: str | None = None) -> list[Any]:
+    query = select(ledger).order_by(ledger.c.number)
+    with store.begin() as connection:
+        return list(connection.execute(query if kind is None else query.where(ledger.c.kind == kind)))
+
+
+def remembered(store: Store) -> list[Any]:
+    with store.begin() as connection:
+        return list(connection.execute(select(experience).order_by(experience.c.number)))
+
+
+async def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def pieces_of(answer: Answer) -> list[bytes]:
+    assert answer.pieces is not None
+    return [piece async for piece in answer.pieces]
+
+
+# --- the ledger -----------------------------------------------------------------------------------------------
+
+
+async def test_the_row_is_there_before_the_reply(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        request = ask(QUESTIONS[0])
+        answer = await served(request)
+        row = rows(store, "request")[-1]
+        assert (row.id, row.by, row.status, row.model) == (request.id, "big:m", 200, "m")
+        assert row.joules == answer.usage.energy.joules > 0
+        assert (row.prompt_tokens, row.completion_tokens) == (11, 3)
+        assert row.path == [["big:m", None, True]]
+        found = remembered(store)[-1]
+        assert (found.id, found.input, found.answer) == (request.id, QUESTIONS[0], answer.text)
+        with store.begin() as connection:
+            assert connection.execute(select(contexts.c.text)).scalars().all() == [sample.SYSTEM]
+
+
+async def test_the_row_is_there_before_the_end_of_a_stream(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        request = ask(QUESTIONS[0], stream=True)
+        answer = await served(request)
+        assert answer.pieces is not None
+        async for piece in answer.pieces:
+            found = [row for row in rows(store, "request") if row.id == request.id]
+            assert len(found) == (piece == DONE)
+        assert answer.text == sample.subject_of(QUESTIONS[0])
+        assert found[0].status == 200
+        assert remembered(store)[-1].answer == answer.text
+
+
+async def test_many_at_once_are_all_in_the_ledger_once(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        asked = [ask(question) for question in QUESTIONS]
+        await asyncio.gather(*(served(request) for request in asked))
+        assert sorted(row.id for row in rows(store, "request")) == sorted(request.id for request in asked)
+
+
+async def test_no_reply_without_its_row(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        with store.begin() as connection:
+            connection.execute(text("ALTER TABLE ledger RENAME TO away"))
+        with pytest.raises(StoreError):
+            await served(ask(QUESTIONS[0]))
+        streamed = await served(ask(QUESTIONS[0], stream=True))
+        seen: list[bytes] = []
+        assert streamed.pieces is not None
+        with pytest.raises(StoreError):
+            async for piece in streamed.pieces:
+                seen.append(piece)
+        assert seen
+        assert DONE not in seen
+        with store.begin() as connection:
+            connection.execute(text("ALTER TABLE away RENAME TO ledger"))
+        assert (await served(ask(QUESTIONS[0]))).text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_failures_are_in_the_ledger(store: Store, big: BigModel, key: SigningKey, streaming: bool) -> None:
+    big.refuse = 429
+    async with node(store, big.url, key) as served:
+        with pytest.raises(UpstreamRefused):
+            await served(ask(QUESTIONS[0], stream=streaming))
+        row = rows(store, "request")[-1]
+        assert row.status == 429
+        assert "429" in row.note
+    async with node(store, NOWHERE, key) as served:
+        with pytest.raises(UpstreamUnavailable):
+            await served(ask(QUESTIONS[0], stream=streaming))
+        row = rows(store, "request")[-1]
+        assert row.status == 502
+        assert "cannot be reached" in row.note
+    assert remembered(store) == []
+
+
+async def test_half_a_stream_is_a_failure(store: Store, key: SigningKey) -> None:
+    with raw_server(says(chunk({"content": "a"}), head=head_of("text/event-stream"))) as url:
+        async with node(store, url, key) as served:
+            answer = await served(ask(QUESTIONS[0], stream=True))
+            with pytest.raises(UpstreamGarbled):
+                await pieces_of(answer)
+            assert [row.status for row in rows(store, "request")] == [502]
+
+
+async def test_a_client_that_leaves_a_stream_is_in_the_ledger_once(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        answer = await served(ask(QUESTIONS[0], stream=True))
+        assert answer.pieces is not None
+        await anext(answer.pieces)
+        await answer.pieces.aclose()  # type: ignore[attr-defined]
+        await until(lambda: rows(store, "request"))
+        assert [row.status for row in rows(store, "request")] == [499]
+
+
+async def test_a_client_that_leaves_at_the_very_end_got_its_answer(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        answer = await served(ask(QUESTIONS[0], stream=True))
+        assert answer.pieces is not None
+        async for piece in answer.pieces:
+            if piece == DONE:
+                break
+        await answer.pieces.aclose()  # type: ignore[attr-defined]
+        await asyncio.sleep(0.1)
+    assert [row.status for row in rows(store, "request")] == [200]
+
+
+async def test_the_nodes_own_work_is_on_the_bill(store: Store, big: BigModel, key: SigningKey) -> None:
+    async with node(store, big.url, key) as served:
+        await served(ask(QUESTIONS[0]))
+    own = rows(store, "node")
+    assert own
+    assert own[-1].cpu_seconds > 0
+
+
+# --- experts --------------------------------------------------------------------------------------------------
+
+
+async def test_an_expert_answers(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    expert, _, task = sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key) as served:
+        for question in QUESTIONS[:10]:
+            answer = await served(ask(question))
+            assert answer.expert == expert
+            assert answer.by == f"expert:{expert[:12]}"
+            assert answer.text == sample.subject_of(question)
+            assert answer.confidence is not None
+            assert 0.5 <= answer.confidence <= 1.0
+            assert answer.usage.energy.high > 0
+        row = rows(store, "request")[-1]
+        assert (row.task, row.expert, row.confidence) == (task.id, expert, answer.confidence)
+        assert big.bodies == []
+        assert served.roster.experts[0].served == 10
+
+
+async def test_an_expert_answers_a_stream(store: Store, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, NOWHERE, key) as served:
+        request = ask(QUESTIONS[0], stream=True)
+        answer = await served(request)
+        assert answer.text == sample.subject_of(QUESTIONS[0])
+        assert [row.id for row in rows(store, "request")] == [request.id]
+
+
+async def test_quality_one_is_the_big_models(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key) as served:
+        assert (await served(ask(QUESTIONS[0], quality="1"))).by == "big:m"
+        assert (await served(ask(QUESTIONS[0], quality="1.0"))).by == "big:m"
+        assert (await served(ask(QUESTIONS[0], quality="0.99"))).expert is not None
+        assert len(big.bodies) == 2
+
+
+async def test_other_traffic_is_the_big_models(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key) as served:
+        for request in (
+            ask(QUESTIONS[0], temperature=1.5),
+            ask(QUESTIONS[0], tools=[{"type": "function"}]),
+            ask(QUESTIONS[0], n=2),
+            ask(QUESTIONS[0], metadata={"task": "another"}),
+            msgspec.structs.replace(ask(QUESTIONS[0]), model="another"),
+        ):
+            assert (await served(request)).expert is None
+
+
+async def test_an_expert_that_is_not_sure_hands_on(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group(), threshold=1.0)
+    async with node(store, big.url, key) as served:
+        answer = await served(ask("entirely different words that nobody taught"))
+        assert answer.by == "big:m"
+        assert [step.taken for step in answer.path] == [False, True]
+        assert answer.path[0].name.startswith("expert:")
+        assert rows(store, "request")[-1].expert is None
+
+
+async def test_the_expert_answers_while_the_big_model_is_down(store: Store, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, NOWHERE, key, ALWAYS) as served:
+        assert (await served(ask(QUESTIONS[0]))).text == sample.subject_of(QUESTIONS[0])
+        with pytest.raises(UpstreamError):
+            await served(ask(QUESTIONS[0], quality="1"))
+        assert (await served(ask(QUESTIONS[1]))).expert is not None
+        assert served.audits_due == 2
+
+
+async def test_a_new_expert_is_taken_up_while_serving(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    async with node(store, big.url, key) as served:
+        assert (await served(ask(QUESTIONS[0]))).expert is None
+        expert, _, _ = sample.promote(store, tmp_path, key, group())
+        await until(lambda: served.roster.experts)
+        assert (await served(ask(QUESTIONS[0]))).expert == expert
+
+
+@pytest.mark.parametrize("name", ["expert.json", "signature.json", "static.json", "weights.safetensors"])
+async def test_a_changed_bundle_is_refused_by_name_and_the_node_serves_on(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path, name: str
+) -> None:
+    expert, place, task = sample.promote(store, tmp_path, key, group())
+    data = bytearray((place / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (place / name).write_bytes(data)
+    async with node(store, big.url, key) as served:
+        assert served.roster.experts == ()
+        assert (await served(ask(QUESTIONS[0]))).by == "big:m"
+    refusal = rows(store, "refusal")[0]
+    assert (refusal.expert, refusal.task) == (expert, task.id)
+    assert name in refusal.note or str(place) in refusal.note
+    with store.begin() as connection:
+        assert connection.execute(select(experts.c.status)).scalar_one() == "refused"
+
+
+async def test_an_expert_of_another_key_is_refused(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, load_or_create_key(tmp_path / "stranger.key"), group())
+    async with node(store, big.url, key) as served:
+        assert (await served(ask(QUESTIONS[0]))).expert is None
+    assert "not trusted" in rows(store, "refusal")[0].note
+
+
+# --- audits ---------------------------------------------------------------------------------------------------
+
+
+async def test_audits_follow_the_answer(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    expert, _, _ = sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key, ALWAYS) as served:
+        for question in QUESTIONS[:10]:
+            assert (await served(ask(question, stream=False))).expert == expert
+        await until(lambda: not served.audits_due)
+        watch = served.roster.experts[0].watch
+        await until(lambda: watch.observations == 10)
+        assert watch.losses == 0.0
+        found = remembered(store)
+        assert [row.answer for row in found] == [sample.subject_of(question) for question in QUESTIONS[:10]]
+        assert all(row.coin and row.body is None and row.expert == expert for row in found)
+        assert [row.expert_answer for row in found] == [row.answer for row in found]
+        audits = rows(store, "audit")
+        assert [row.id for row in audits] == [row.id for row in found]
+        assert all(row.by == "big:m" and row.joules > 0 for row in audits)
+
+
+async def test_an_audited_stream_is_asked_without_streaming(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key, ALWAYS) as served:
+        await served(ask(QUESTIONS[0], stream=True, stream_options={"include_usage": True}, user="é"))
+        await until(lambda: rows(store, "audit"))
+    assert "stream" not in big.bodies[-1]
+    assert "stream_options" not in big.bodies[-1]
+    assert big.bodies[-1]["user"] == "é"
+
+
+async def test_a_world_that_changes_ends_the_expert(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    expert, _, task = sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key, ALWAYS) as served:
+        await served(ask(QUESTIONS[0]))
+        big.rule = lambda text: "something new"
+        for question in QUESTIONS[1:40]:
+            await served(ask(question))
+            await until(lambda: not served.audits_due)
+            if not served.roster.experts:
+                break
+        assert served.roster.experts == ()
+        answer = await served(ask(QUESTIONS[50]))
+        assert (answer.by, answer.text) == ("big:m", "something new")
+        await until(lambda: rows(store, "demotion"))
+    demotion = rows(store, "demotion")[0]
+    assert (demotion.expert, demotion.task) == (expert, task.id)
+    assert "risk above 5.0%" in demotion.note
+    with store.begin() as connection:
+        row = connection.execute(select(experts)).one()
+    assert (row.status, row.reason) == ("demoted", demotion.note)
+    async with node(store, big.url, key) as served:
+        assert (await served(ask(QUESTIONS[51]))).expert is None
+
+
+async def test_a_restart_takes_up_what_was_due(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    big.refuse = 503
+    async with node(store, big.url, key, ALWAYS) as served:
+        for question in QUESTIONS[:5]:
+            await served(ask(question))
+        assert served.audits_due == 5
+    assert [row.answer for row in remembered(store)] == [None] * 5
+    big.refuse = 200
+    async with node(store, big.url, key, ALWAYS) as served:
+        await until(lambda: len(rows(store, "audit")) == 5)
+        await until(lambda: not served.audits_due)
+        watch = served.roster.experts[0].watch
+        await until(lambda: watch.observations == 5)
+        assert watch.losses == 0.0
+    assert all(row.answer and row.body is None for row in remembered(store))
+    async with node(store, big.url, key, ALWAYS) as served:
+        assert served.audits_due == 0
+        assert served.roster.experts[0].watch.observations == 5
+    assert len(rows(store, "audit")) == 5
+
+
+async def test_an_audit_that_the_big_model_refuses_is_given_up(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
+    sample.promote(store, tmp_path, key, group())
+    big.refuse = 400
+    async with node(store, big.url, key, ALWAYS) as served:
+        await served(ask(QUESTIONS[0]))
+        await until(lambda: rows(store, "audit"))
+        await until(lambda: not served.audits_due)
+        assert served.roster.experts[0].watch.observations == 0
+    assert rows(store, "audit")[0].status == 400
+    assert remembered(store)[0].body is None
+
+
+async def test_the_watch_after_a_restart_is_as_before(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+    sample.promote(store, tmp_path, key, group())
+    big.rule = lambda text: "odd" if text == QUESTIONS[3] else sample.subject_of(text)
+    async with node(store, big.url, key, AuditRate(0.5, 0.5, 0.5)) as served:
+        for question in QUESTIONS[:30]:
+            await served(ask(question))
+        await until(lambda: not served.audits_due)
+        before = served.roster.experts[0].watch
+        await until(lambda: before.observations == len(remembered(store)))
+    assert 5 < before.observations < 25
+    async with node(store, big.url, key) as served:
+        after = served.roster.experts[0].watch
+        assert (after.observations, after.losses) == (before.observations, before.losses)
+        assert after.evidence == pytest.approx(before.evidence)
+        assert served.roster.experts[0].served == 30
