@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from serving import BigModel, serving
 
 from puhui.store.database import Store, open_store, sqlite_url
+from serving import BigModel, serving
+
+# Tiny networks on busy cores: threads that wait for each other cost more than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("puhui", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("puhui")

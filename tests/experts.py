@@ -45,7 +45,7 @@ def questions(count: int, seed: int = 0) -> list[str]:
 def model() -> StaticModel:
     """The expert's model."""
     texts = questions(150, seed=1)
-    options = StaticOptions(features=FeatureOptions(buckets=1 << 14), dim=16, hidden=16, epochs=6, min_count=1)
+    options = StaticOptions(features=FeatureOptions(buckets=1 << 14))
     return distill_static(texts, [subject_of(text) for text in texts], options=options)
 
 

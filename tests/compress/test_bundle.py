@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import experts
 import msgspec
 import pytest
 
+import experts
 from puhui.compress.bundle import CARD_FILE, SIGNATURE_FILE, Signature, open_bundle, seal
 from puhui.core.errors import BundleError
 from puhui.evolve.traffic import Task
@@ -47,7 +47,9 @@ def test_sealing_the_same_again_is_the_same(tmp_path: Path, key: SigningKey) -> 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
-def test_one_changed_byte_is_refused_by_name(sealed: tuple[str, Path], key: SigningKey, name: str, where: float) -> None:
+def test_one_changed_byte_is_refused_by_name(
+    sealed: tuple[str, Path], key: SigningKey, name: str, where: float
+) -> None:
     expert, place = sealed
     data = bytearray((place / name).read_bytes())
     data[int(where * (len(data) - 1))] ^= 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from puhui.compress.static_training import StaticOptions, distill_static
+from puhui.compress.static_training import StaticOptions, _fit, _gram_bags, _rounded, _targets, distill_static
 from puhui.compress.word_vectors import WordVectors
 from puhui.core.errors import BundleError, LearningError
-from puhui.models.hashing import FeatureOptions
+from puhui.models.hashing import FeatureOptions, features
+from puhui.models.static import StaticModel
 
-SMALL = StaticOptions(features=FeatureOptions(buckets=1 << 14), dim=16, hidden=16)
+SMALL = StaticOptions(features=FeatureOptions(buckets=1 << 14))
 SUBJECTS = {
     "balance": ["show my balance", "how much money is left", "account balance please", "我想查余额"],
     "transfer": ["send money to bob", "transfer cash to alice", "wire funds abroad", "请帮我转账"],
@@ -22,16 +26,13 @@ SEASONING = ["please", "now", "today", "hi there", "thanks", "quick", "ok", "可
 def rows(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
     draw = np.random.default_rng(seed)
     answers = [str(answer) for answer in draw.choice(list(SUBJECTS), count)]
-    texts = [
-        f"{draw.choice(SEASONING)} {draw.choice(SUBJECTS[answer])} {draw.choice(SEASONING)}"
-        for answer in answers
-    ]
+    texts = [f"{draw.choice(SEASONING)} {draw.choice(SUBJECTS[answer])} {draw.choice(SEASONING)}" for answer in answers]
     return texts, answers
 
 
-def agreement(model: object, texts: list[str], answers: list[str]) -> float:
-    numbers, _ = model.predict_many(texts)  # type: ignore[attr-defined]
-    return float(np.mean([model.labels[i] == a for i, a in zip(numbers, answers, strict=True)]))  # type: ignore[attr-defined]
+def agreement(model: StaticModel, texts: list[str], answers: list[str]) -> float:
+    numbers, _ = model.predict_many(texts)
+    return float(np.mean([model.labels[i] == a for i, a in zip(numbers, answers, strict=True)]))
 
 
 @pytest.mark.parametrize("count", [60, 400])
@@ -45,15 +46,14 @@ def test_rare_answers_are_learned_too() -> None:
     texts, answers = rows(300)
     texts += ["cancel my subscription", "cancel subscription now", "please cancel the subscription"] * 2
     answers += ["cancel"] * 6
-    assert (
-        distill_static(texts, answers, options=SMALL).predict_one("cancel subscription today")[0] == "cancel"
-    )
+    assert distill_static(texts, answers, options=SMALL).predict_one("cancel subscription today")[0] == "cancel"
 
 
-def test_a_seed_repeats_and_another_differs() -> None:
-    heads = [distill_static(*rows(60), options=SMALL, seed=seed).towers[0].head for seed in (3, 3, 4)]
-    assert np.array_equal(heads[0], heads[1])
-    assert not np.array_equal(heads[0], heads[2])
+def test_the_same_answers_give_the_same_expert_bit_for_bit(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        distill_static(*rows(60), options=SMALL).save(tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_probabilities_teach_and_unknown_labels_are_left_out() -> None:
@@ -66,9 +66,7 @@ def test_probabilities_teach_and_unknown_labels_are_left_out() -> None:
 
 def test_word_vectors_reach_words_never_seen() -> None:
     words = ["balance", "money", "transfer", "card", "saldo", "karte"]
-    places = dict(
-        zip(words, [(1, 0, 0), (0.9, 0.1, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1)], strict=True)
-    )
+    places = dict(zip(words, [(1, 0, 0), (0.9, 0.1, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1)], strict=True))
     vectors = WordVectors.learn(words, lambda given: np.array([places[w] for w in given], np.float32))
     texts = ["balance money", "transfer", "card"] * 20
     model = distill_static(texts, ["balance", "transfer", "card"] * 20, word_vectors=vectors, options=SMALL)
@@ -91,8 +89,18 @@ def test_progress_grows_to_one_and_an_interruption_passes_through() -> None:
 
 
 def test_rows_are_bounded() -> None:
-    options = StaticOptions(features=FeatureOptions(buckets=1 << 14), dim=16, max_rows=50)
-    assert distill_static(*rows(60), options=options).towers[0].table.shape == (51, 16)
+    options = StaticOptions(features=FeatureOptions(buckets=1 << 14), max_cells=150)
+    assert distill_static(*rows(60), options=options).towers[0].table.shape == (51, 3)
+
+
+def test_rounding_to_int8_loses_almost_nothing() -> None:
+    texts, answers = rows(400)
+    found = [features(text, SMALL.features) for text in texts]
+    labels = sorted(SUBJECTS)
+    bags = _gram_bags(found, SMALL.features.buckets, 10_000)
+    table, bias = _fit(bags, None, _targets(answers, None, tuple(labels)), SMALL, lambda share: None)
+    exact = bags.matrix @ table + bias
+    assert _rounded(bags, table, bias).logits_many(found) == pytest.approx(exact, abs=0.01 * float(np.abs(exact).max()))
 
 
 @pytest.mark.parametrize(
@@ -115,9 +123,9 @@ def test_texts_without_a_word_do_no_harm() -> None:
     assert model.predict_one("")[0] == "balance"
 
 
-def test_word_vectors_are_kept(tmp_path: pytest.TempPathFactory) -> None:
+def test_word_vectors_are_kept(tmp_path: Path) -> None:
     vectors = WordVectors.learn(["b", "a", "b", "余"], lambda w: np.eye(len(w), 4, dtype=np.float32), dim=2)
-    path = tmp_path / "words.safetensors"  # type: ignore[operator]
+    path = tmp_path / "words.safetensors"
     vectors.save(path)
     again = WordVectors.load(path)
     assert again.words == ("b", "a", "余")
@@ -129,3 +137,11 @@ def test_word_vectors_are_kept(tmp_path: pytest.TempPathFactory) -> None:
         WordVectors.load(path)
     with pytest.raises(LearningError):
         WordVectors.learn(["one"], lambda w: np.zeros((1, 2), np.float32))
+
+
+def test_few_answers_are_learned_in_little_time() -> None:
+    """The learning loop runs beside live traffic: seconds of one core are what it may take."""
+    texts, answers = rows(2000)
+    start = time.thread_time()
+    distill_static([f"{text} {i % 500}" for i, text in enumerate(texts)], answers)
+    assert time.thread_time() - start < 5.0

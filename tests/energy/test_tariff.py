@@ -42,7 +42,7 @@ def test_known_grids(code: str) -> None:
 
 @pytest.mark.parametrize("code", ["", "XXX", "China", "CN", "世界"])
 def test_an_unknown_country(code: str) -> None:
-    with pytest.raises(SettingsError, match="known: WORLD, CHN.*--carbon") as caught:
+    with pytest.raises(SettingsError, match=r"known: WORLD, CHN.*--carbon") as caught:
         grid_intensity(code)
     assert repr(code) in str(caught.value)
 

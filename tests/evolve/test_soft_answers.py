@@ -15,7 +15,9 @@ TOLD = st.none() | st.lists(st.tuples(st.text("abc ", max_size=4), st.floats(-50
 
 
 @given(LABELS, TOLD, st.data())
-def test_shares_are_a_distribution(labels: list[str], told: list[tuple[str, float]] | None, data: st.DataObject) -> None:
+def test_shares_are_a_distribution(
+    labels: list[str], told: list[tuple[str, float]] | None, data: st.DataObject
+) -> None:
     answer = data.draw(st.sampled_from(labels))
     shares = SoftAnswers(labels).of(answer, told)
     assert all(share >= 0.0 for share in shares.values())

@@ -14,7 +14,6 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import BigModel, chunk, serving, wait_until
 
 from puhui.core.answer import Answer, Step
 from puhui.core.errors import (
@@ -28,6 +27,7 @@ from puhui.core.errors import (
 from puhui.core.request import Request
 from puhui.gateway.app import MOST_BODY_BYTES, build_app
 from puhui.models.endpoint import Endpoint
+from serving import BigModel, chunk, serving, wait_until
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -181,7 +181,11 @@ def test_a_body_that_is_too_large_and_does_not_say_so(http: httpx.Client) -> Non
 
 def test_a_client_that_goes_away_half_way(url: str, http: httpx.Client) -> None:
     host, port = url.removeprefix("http://").split(":")
-    for sent in (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{", b"POST /v1/ch", b"\x16\x03\x01"):
+    for sent in (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{",
+        b"POST /v1/ch",
+        b"\x16\x03\x01",
+    ):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(sent)
     assert chat(http).status_code == 200
@@ -234,7 +238,11 @@ def test_no_bytes_are_a_fault(http: httpx.Client, rubbish: bytes, at: int, cut: 
 
 
 @settings(max_examples=60)
-@given(st.dictionaries(st.sampled_from(["x-puhui-quality", "authorization", "content-type", "accept"]), st.binary(max_size=9)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["x-puhui-quality", "authorization", "content-type", "accept"]), st.binary(max_size=9)
+    )
+)
 def test_no_header_is_a_fault(http: httpx.Client, headers: dict[str, bytes]) -> None:
     safe = {name: bytes(b for b in value if 32 <= b != 127).strip() for name, value in headers.items()}
     response = http.post("/v1/chat/completions", content=json.dumps(ASKED).encode(), headers=list(safe.items()))  # type: ignore[arg-type]
@@ -315,7 +323,8 @@ async def test_openai_async_client(through: tuple[str, BigModel]) -> None:
 
 def test_the_body_goes_on_byte_for_byte(through: tuple[str, BigModel]) -> None:
     url, model = through
-    body = b'{ "messages":[{"role":"user","content":"hi","name":"\\u00e9"}],"model" : "m", "big":123456789012345678901234567890, "f": 1.10 }'
+    body = b'{ "messages":[{"role":"user","content":"hi","name":"\\u00e9"}],"model" : "m", '
+    body += b'"big":123456789012345678901234567890, "f": 1.10 }'
     assert httpx.post(f"{url}/chat/completions", content=body).status_code == 200
     assert model.raw[-1] == body
 

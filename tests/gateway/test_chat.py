@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import chunk, stream_of, whole
 
 from puhui.core.answer import Answer, Energy, Step, Usage
 from puhui.core.errors import InvalidRequest
 from puhui.core.request import Request
 from puhui.gateway.chat import headers_of, read_request, text_as_stream, whole_reply, with_report
+from serving import chunk, stream_of, whole
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 DONE = b"data: [DONE]\n\n"
@@ -29,7 +29,9 @@ def read(headers: dict[str, str] | None = None, **fields: Any) -> Request:
 def answer(**more: Any) -> Answer:
     energy = Energy(2.0, 1.0, 4.0)
     usage = Usage(seconds=0.5, cpu_seconds=0.25, energy=energy, co2_g=0.1, cost=0.2, prompt_tokens=5)
-    return Answer(by="expert:1", text="iot", confidence=0.98765, path=(Step("expert:1", 0.98765, True),), usage=usage, **more)
+    return Answer(
+        by="expert:1", text="iot", confidence=0.98765, path=(Step("expert:1", 0.98765, True),), usage=usage, **more
+    )
 
 
 def test_what_is_read() -> None:
@@ -93,7 +95,9 @@ def with_field(name: bytes, value: bytes) -> bytes:
 
 @pytest.mark.parametrize("field", [b"user", b"metadata", b"tools", b"temperature", b"n", b"nobody_knows", b"stream"])
 @pytest.mark.parametrize(
-    "value", [DEEP, b'"\xff"', b'"\\ud800"', b'"\\udc00 and more text"', b"{", b"1" * 6000], ids=lambda v: v[:12].decode("latin-1")
+    "value",
+    [DEEP, b'"\xff"', b'"\\ud800"', b'"\\udc00 and more text"', b"{", b"1" * 6000],
+    ids=lambda v: v[:12].decode("latin-1"),
 )
 def test_values_that_are_no_json_are_refused_in_any_field(field: bytes, value: bytes) -> None:
     body = with_field(field, value)
@@ -109,7 +113,8 @@ def test_values_that_are_no_json_are_refused_in_any_field(field: bytes, value: b
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"null", b"5", b"[]", b'"x"', b"{", b"\xff\xfe", b"\xef\xbb\xbf{}", b"{'a': 1}", b"{} {}", b"NaN", DEEP]
+    "body",
+    [b"", b"null", b"5", b"[]", b'"x"', b"{", b"\xff\xfe", b"\xef\xbb\xbf{}", b"{'a': 1}", b"{} {}", b"NaN", DEEP],
 )
 def test_bodies_that_are_no_object(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=r"not a JSON object|is missing"):
@@ -160,7 +165,12 @@ def test_settings_are_what_may_change_an_answer() -> None:
     base = read().settings
     for neutral in ({"user": "u"}, {"stream": True}, {"seed": 4}, {"metadata": {"a": 1}}, {"model": "other"}):
         assert read(**neutral).settings == base
-    for telling in ({"temperature": 0}, {"max_tokens": 5}, {"stop": ["\n"]}, {"response_format": {"type": "json_object"}}):
+    for telling in (
+        {"temperature": 0},
+        {"max_tokens": 5},
+        {"stop": ["\n"]},
+        {"response_format": {"type": "json_object"}},
+    ):
         assert read(**telling).settings != base
     assert read(response_format={"a": 1, "b": 2}).settings == read(response_format={"b": 2, "a": 1}).settings
 

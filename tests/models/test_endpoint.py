@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -20,6 +19,7 @@ from starlette.routing import Route
 
 from puhui.core.answer import Answer
 from puhui.core.errors import (
+    InvalidRequest,
     SettingsError,
     UpstreamError,
     UpstreamGarbled,
@@ -29,6 +29,7 @@ from puhui.core.errors import (
 )
 from puhui.core.request import Message, Request
 from puhui.models.endpoint import Endpoint, open_reference
+from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
 
 DONE = b"data: [DONE]\n\n"
 
@@ -166,9 +167,9 @@ async def test_too_slow(streaming: bool) -> None:
 
 async def test_a_stream_that_stalls() -> None:
     pieces = [chunk({"content": "a"}), b""]
-    with raw_server(says(*pieces, head=head_of("text/event-stream"), pause_s=0.6)) as url:
-        with pytest.raises(UpstreamGarbled, match="broke off"):
-            await stream(url, timeout_s=0.3)
+    reply = says(*pieces, head=head_of("text/event-stream"), pause_s=0.6)
+    with raw_server(reply) as url, pytest.raises(UpstreamGarbled, match="broke off"):
+        await stream(url, timeout_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,9 @@ async def test_what_is_not_read_passes_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (says(b""), UpstreamGarbled),
+        (says(b""), UpstreamUnavailable),
         (says(b"SSH-2.0-OpenSSH_9\r\n"), UpstreamGarbled),
-        (says(b"HTTP/1.1 200 OK\r\ncontent-le"), UpstreamGarbled),
+        (says(b"HTTP/1.1 200 OK\r\ncontent-le"), UpstreamUnavailable),
         (says(head_of(length=500), whole("hi")), UpstreamGarbled),
         (says(head_of() + b"transfer-encoding: chunked\r\n"), UpstreamError),
         (says(head_of().replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"), b"not gzip"), UpstreamGarbled),
@@ -253,7 +254,7 @@ async def test_half_a_stream(name: str, events: list[bytes]) -> None:
         async with endpoint(url) as big:
             found = await big(ask(stream=True))
             assert found.pieces is not None
-            with pytest.raises(UpstreamGarbled):
+            with pytest.raises(UpstreamGarbled):  # noqa: PT012 - what came before it counts
                 async for piece in found.pieces:
                     seen.append(piece)
     assert DONE not in seen
@@ -291,9 +292,9 @@ async def test_a_stream_of_calls_is_no_text(delta: dict[str, Any]) -> None:
 
 
 async def test_asked_to_stream_it_does_not() -> None:
-    with raw_server(says(head_of(length=len(whole("hi"))), whole("hi"))) as url:
-        with pytest.raises(UpstreamGarbled, match="asked to stream but sent 'application/json'"):
-            await answer(url, ask(stream=True))
+    reply, told = says(head_of(length=len(whole("hi"))), whole("hi")), "asked to stream but sent 'application/json'"
+    with raw_server(reply) as url, pytest.raises(UpstreamGarbled, match=told):
+        await answer(url, ask(stream=True))
 
 
 async def test_streams_share_a_connection() -> None:
@@ -344,9 +345,9 @@ async def test_cookies_of_one_caller_are_not_sent_for_the_next() -> None:
     assert seen == [None, None]
 
 
-async def test_a_callers_key_of_any_characters(big: BigModel) -> None:
-    await answer(big.url, ask(authorization="Bearer clé"))
-    assert big.headers[0]["authorization"] == "Bearer clé"
+async def test_a_callers_key_that_cannot_be_passed_on(big: BigModel) -> None:
+    with pytest.raises(InvalidRequest, match="authorization"):
+        await answer(big.url, ask(authorization="Bearer clé"))
 
 
 async def test_many_at_once(big: BigModel) -> None:
@@ -356,7 +357,8 @@ async def test_many_at_once(big: BigModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8000", "ftp://x/v1", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://[::1"]
+    "url",
+    ["", "localhost:8000", "ftp://x/v1", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://[::1"],
 )
 def test_urls_that_cannot_be(url: str) -> None:
     with pytest.raises(SettingsError, match="upstream URL"):

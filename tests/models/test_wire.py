@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import chunk, stream_of
 
 from puhui.models.wire import decode_completion, event_data, split_events, usage_of
+from serving import chunk, stream_of
 
 WHOLE = b"".join([*stream_of("日本 and 😀"), b": keep-alive\n\n", b"event: x\ndata: 1\ndata: 2\n\n"])
 
@@ -46,7 +47,7 @@ def test_events_split_at_every_byte(data: bytes) -> None:
 def test_events_split_anywhere(crlf: bool, cuts: list[int]) -> None:
     data = WHOLE.replace(b"\n", b"\r\n") if crlf else WHOLE
     bounds = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    assert split([data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]) == EVENTS
+    assert split([data[a:b] for a, b in itertools.pairwise(bounds)]) == EVENTS
 
 
 @given(st.lists(st.binary(max_size=12)))
@@ -98,7 +99,9 @@ def test_token_counts_of_all_kinds(usage: str, tokens: tuple[int, int]) -> None:
 
 
 def test_the_report_of_another_node_is_read() -> None:
-    body = b'{"choices": [], "puhui": {"energy": {"joules": 3, "low": 1, "high": 9, "source": "measured"}, "cpu_ms": 20}}'
+    body = (
+        b'{"choices": [], "puhui": {"energy": {"joules": 3, "low": 1, "high": 9, "source": "measured"}, "cpu_ms": 20}}'
+    )
     usage = usage_of(decode_completion(body), 0.0)
     assert (usage.energy.joules, usage.energy.low, usage.energy.high, usage.energy.measured) == (3, 1, 9, True)
     assert usage.cpu_seconds == 0.02

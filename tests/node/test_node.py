@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import experts as sample
 import msgspec
 import pytest
-from serving import BigModel, chunk, head_of, raw_server, says
 from sqlalchemy import select, text
 
+import experts as sample
 from puhui.core.answer import Answer
 from puhui.core.errors import StoreError, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamUnavailable
 from puhui.core.request import Request
@@ -26,6 +25,7 @@ from puhui.node.roster import Roster
 from puhui.store.database import Store
 from puhui.store.tables import contexts, experience, experts, ledger
 from puhui.trust.keys import SigningKey, load_or_create_key
+from serving import BigModel, chunk, head_of, raw_server, says
 
 ALWAYS = AuditRate(1.0, 1.0, 1.0)
 SELDOM = AuditRate(1e-9, 1e-9, 1e-9)
@@ -45,7 +45,9 @@ def big(big: BigModel) -> BigModel:
 
 
 @contextlib.asynccontextmanager
-async def node(store: Store, url: str, key: SigningKey, audit_rate: AuditRate = SELDOM, **more: Any) -> AsyncIterator[Node]:
+async def node(
+    store: Store, url: str, key: SigningKey, audit_rate: AuditRate = SELDOM, **more: Any
+) -> AsyncIterator[Node]:
     endpoint = Endpoint(url, timeout_s=5.0)
     async with Node(store, endpoint, Roster(store, {key.public}), audit_rate=audit_rate, seed=1, **more) as opened:
         yield opened
@@ -80,7 +82,7 @@ def remembered(store: Store) -> list[Any]:
 
 async def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for lies in the store
             await asyncio.sleep(0.01)
 
 
@@ -136,7 +138,7 @@ async def test_no_reply_without_its_row(store: Store, big: BigModel, key: Signin
         streamed = await served(ask(QUESTIONS[0], stream=True))
         seen: list[bytes] = []
         assert streamed.pieces is not None
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError):  # noqa: PT012 - what came before it counts
             async for piece in streamed.pieces:
                 seen.append(piece)
         assert seen
@@ -173,7 +175,9 @@ async def test_half_a_stream_is_a_failure(store: Store, key: SigningKey) -> None
             assert [row.status for row in rows(store, "request")] == [502]
 
 
-async def test_a_client_that_leaves_a_stream_is_in_the_ledger_once(store: Store, big: BigModel, key: SigningKey) -> None:
+async def test_a_client_that_leaves_a_stream_is_in_the_ledger_once(
+    store: Store, big: BigModel, key: SigningKey
+) -> None:
     async with node(store, big.url, key) as served:
         answer = await served(ask(QUESTIONS[0], stream=True))
         assert answer.pieces is not None
@@ -183,7 +187,9 @@ async def test_a_client_that_leaves_a_stream_is_in_the_ledger_once(store: Store,
         assert [row.status for row in rows(store, "request")] == [499]
 
 
-async def test_a_client_that_leaves_at_the_very_end_got_its_answer(store: Store, big: BigModel, key: SigningKey) -> None:
+async def test_a_client_that_leaves_at_the_very_end_got_its_answer(
+    store: Store, big: BigModel, key: SigningKey
+) -> None:
     async with node(store, big.url, key) as served:
         answer = await served(ask(QUESTIONS[0], stream=True))
         assert answer.pieces is not None
@@ -254,7 +260,9 @@ async def test_other_traffic_is_the_big_models(store: Store, big: BigModel, key:
             assert (await served(request)).expert is None
 
 
-async def test_an_expert_that_is_not_sure_hands_on(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+async def test_an_expert_that_is_not_sure_hands_on(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
     sample.promote(store, tmp_path, key, group(), threshold=1.0)
     async with node(store, big.url, key) as served:
         answer = await served(ask("entirely different words that nobody taught"))
@@ -274,7 +282,9 @@ async def test_the_expert_answers_while_the_big_model_is_down(store: Store, key:
         assert served.audits_due == 2
 
 
-async def test_a_new_expert_is_taken_up_while_serving(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+async def test_a_new_expert_is_taken_up_while_serving(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
     async with node(store, big.url, key) as served:
         assert (await served(ask(QUESTIONS[0]))).expert is None
         expert, _, _ = sample.promote(store, tmp_path, key, group())
@@ -300,7 +310,9 @@ async def test_a_changed_bundle_is_refused_by_name_and_the_node_serves_on(
         assert connection.execute(select(experts.c.status)).scalar_one() == "refused"
 
 
-async def test_an_expert_of_another_key_is_refused(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+async def test_an_expert_of_another_key_is_refused(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
     sample.promote(store, tmp_path, load_or_create_key(tmp_path / "stranger.key"), group())
     async with node(store, big.url, key) as served:
         assert (await served(ask(QUESTIONS[0]))).expert is None
@@ -340,7 +352,9 @@ async def test_an_audited_stream_is_asked_without_streaming(
     assert big.bodies[-1]["user"] == "é"
 
 
-async def test_a_world_that_changes_ends_the_expert(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+async def test_a_world_that_changes_ends_the_expert(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
     expert, _, task = sample.promote(store, tmp_path, key, group())
     async with node(store, big.url, key, ALWAYS) as served:
         await served(ask(QUESTIONS[0]))
@@ -400,7 +414,9 @@ async def test_an_audit_that_the_big_model_refuses_is_given_up(
     assert remembered(store)[0].body is None
 
 
-async def test_the_watch_after_a_restart_is_as_before(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
+async def test_the_watch_after_a_restart_is_as_before(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
     sample.promote(store, tmp_path, key, group())
     big.rule = lambda text: "odd" if text == QUESTIONS[3] else sample.subject_of(text)
     async with node(store, big.url, key, AuditRate(0.5, 0.5, 0.5)) as served:

@@ -68,9 +68,7 @@ async def test_a_failure_is_told_to_each_and_passes(store: Store) -> None:
     journal = Journal(store)
     with store.begin() as connection:
         connection.execute(text("ALTER TABLE ledger RENAME TO away"))
-    told = await asyncio.gather(
-        *(journal.append([(ledger, row(f"r{n}"))]) for n in range(20)), return_exceptions=True
-    )
+    told = await asyncio.gather(*(journal.append([(ledger, row(f"r{n}"))]) for n in range(20)), return_exceptions=True)
     assert {type(each) for each in told} == {StoreError}
     with store.begin() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO ledger"))

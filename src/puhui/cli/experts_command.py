@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,7 @@ def _rows(store: str | None, data_dir: Path | None) -> list[dict[str, Any]]:
 
 def _find(expert: str, store: str | None, data_dir: Path | None) -> tuple[Path, str | None]:
     """The folder of a bundle, and the id that it must have, if it was asked for by that."""
-    if Path(expert).is_dir():
+    if os.path.isdir(expert):
         if not (Path(expert) / CARD_FILE).is_file():
             raise BundleError(f"{expert} is no expert's bundle: it has no {CARD_FILE}")
         return Path(expert), None

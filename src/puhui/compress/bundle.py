@@ -128,7 +128,7 @@ class Expert:
     def __init__(self, card: Card, model: StaticModel) -> None:
         self.card = card
         self._model = model
-        self._threshold = card.calibration["threshold"]
+        self._threshold = card.calibration.get("threshold")
 
     def __repr__(self) -> str:
         return f"Expert({self.card.task_name!r}, {len(self.card.labels)} labels)"

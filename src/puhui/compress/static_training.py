@@ -1,59 +1,61 @@
-"""A static expert from a big model's answers: features chosen, towers trained, rounded to int8.
+"""A static expert from a big model's answers: features chosen, one convex fit, rounded to int8.
 
 The answers are all it needs: hard ones, which is what an API gives. Probabilities, where the big model tells
 them, and public word vectors, where a table for the language is at hand, each make it better; `bench/static`
-shows by how much.
+shows by how much, and `bench/static_log.md` what else was tried.
+
+Method: logistic regression (`logistic`) on TF-IDF features and, beside them, the mean of the text's word
+vectors. Both are linear, so that what was learned of a word's vector is one more row of logits for the word.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from puhui.core.errors import LearningError
+from puhui.core.errors import LearningError, MissingExtra
 from puhui.models.hashing import FeatureOptions, Features, features
 from puhui.models.static import StaticModel
 from puhui.models.tower import Tower
 
 if TYPE_CHECKING:
-    from puhui.compress.static_nets import Bags, TowerNet, TowerOptions
     from puhui.compress.word_vectors import WordVectors
 
 FloatArray = npt.NDArray[np.float32]
 LEAST_ANSWERS = 20
+MANY_ANSWERS = 4000
+"""From here on features found in one text alone are left out: half the size, and nothing lost."""
 
 
 class StaticOptions(msgspec.Struct, frozen=True):
     """How a static expert is built.
 
-    `dim` and `hidden` are sizes of the n-gram tower's vectors and of the word tower's hidden layer. A feature
-    found in fewer than `min_count` texts (below 2,000 answers: 1) owns no row, and at most `max_rows` do. A
-    feature's weight is its inverse document frequency to the power `idf_power`.
+    At most `max_cells` numbers are kept, rows times labels: the commonest features first. `penalty` and
+    `steps` are those of `logistic`. `word_share` is the length of a typical text's mean word vector, where
+    the n-grams' vector has length one.
     """
 
-    features: FeatureOptions = FeatureOptions(buckets=1 << 18)
-    dim: int = 128
-    hidden: int = 256
-    min_count: int = 2
-    max_rows: int = 60_000
-    idf_power: float = 0.5
-    epochs: int = 12
-    word_epochs: int = 15
+    features: FeatureOptions = FeatureOptions(buckets=1 << 18, char_max=4)
+    max_cells: int = 12_000_000
+    penalty: float = 1e-6
+    steps: int = 100
+    word_share: float = 2.0
 
 
-class _Task(msgspec.Struct, frozen=True, eq=False):
-    """One distillation: features of each text, targets (class numbers or probabilities), labels, options."""
+class _Bags(msgspec.Struct, frozen=True, eq=False):
+    """The features of n texts that own rows: `slots` [b], `weight` [r] as in `Tower`, `matrix` CSR [n, r].
 
-    texts: list[Features]
-    targets: npt.NDArray[np.int64] | FloatArray
-    labels: tuple[str, ...]
-    options: StaticOptions
-    seed: int
+    A text's numbers in `matrix` are its features' weights, divided by their Euclidean norm.
+    """
+
+    slots: npt.NDArray[np.uint32]
+    weight: FloatArray
+    matrix: Any
+    words_only: bool
 
 
 def distill_static(
@@ -70,29 +72,26 @@ def distill_static(
 
     `probabilities[i]` maps answers to the big model's probabilities, as far as it told them; they are used
     instead of the answers. `word_vectors` add a tower that knows words which the texts never held.
-    `progress` is called with shares in [0, 1]. The same arguments give the same model on the same machine.
+    `progress` is called with shares in [0, 1]. The same arguments give the same model on the same machine;
+    `seed` changes nothing here, as the fit is convex and draws no numbers: other families need it.
 
     Raises LearningError for fewer than 20 answers or 2 different ones, or lengths that differ, and
-    MissingExtra without PyTorch.
+    MissingExtra without SciPy.
     """
     labels = _checked_labels(texts, answers, probabilities)
-    report = progress or (lambda share: None)
     chosen = options or StaticOptions()
-    task = _Task(
-        texts=[features(text, chosen.features) for text in texts],
-        targets=_targets(answers, probabilities, labels),
-        labels=labels,
-        options=chosen,
-        seed=seed,
-    )
+    found = [features(text, chosen.features) for text in texts]
+    rows = max(1, chosen.max_cells // len(labels))
+    grams = _gram_bags(found, chosen.features.buckets, rows)
+    wanted = _targets(answers, probabilities, labels)
+    report = progress or (lambda share: None)
     if word_vectors is None:
-        towers = [_ngram_tower(task, report)]
-    else:
-        towers = [
-            _ngram_tower(task, lambda share: report(0.8 * share)),
-            _word_tower(task, word_vectors, lambda share: report(0.8 + 0.2 * share)),
-        ]
-    return StaticModel(labels, chosen.features, [_scaled(tower, 1 / len(towers)) for tower in towers])
+        tables = _fit(grams, None, wanted, chosen, report)
+        return StaticModel(labels, chosen.features, [_rounded(grams, tables[0], tables[-1])])
+    words, vectors = _word_bags(found, word_vectors, chosen, rows)
+    table, word_table, bias = _fit(grams, (words, vectors), wanted, chosen, report)
+    towers = [_rounded(grams, table, bias), _rounded(words, word_table, np.zeros_like(bias))]
+    return StaticModel(labels, chosen.features, towers)
 
 
 def _checked_labels(
@@ -100,9 +99,7 @@ def _checked_labels(
 ) -> tuple[str, ...]:
     given = len(texts) if probabilities is None else len(probabilities)
     if not len(texts) == len(answers) == given:
-        raise LearningError(
-            f"{len(texts)} texts, {len(answers)} answers, {given} probabilities: give one each"
-        )
+        raise LearningError(f"{len(texts)} texts, {len(answers)} answers, {given} probabilities: give one each")
     labels = tuple(sorted(set(answers)))
     if len(labels) < 2:
         raise LearningError(f"the {len(answers)} answers are all alike; an expert needs 2 different ones")
@@ -113,13 +110,12 @@ def _checked_labels(
 
 def _targets(
     answers: Sequence[str], probabilities: Sequence[Mapping[str, float]] | None, labels: tuple[str, ...]
-) -> npt.NDArray[np.int64] | FloatArray:
-    """Class numbers [n]; or probabilities [n, k] that sum to one, where answers never given are left out."""
+) -> FloatArray:
+    """Probabilities [n, k] that sum to one, where answers never given are left out."""
     numbers = {label: number for number, label in enumerate(labels)}
-    if probabilities is None:
-        return np.array([numbers[answer] for answer in answers], np.int64)
     soft = np.zeros((len(answers), len(labels)), np.float32)
-    for row, (told, answer) in enumerate(zip(probabilities, answers, strict=True)):
+    given = [{}] * len(answers) if probabilities is None else probabilities
+    for row, (told, answer) in enumerate(zip(given, answers, strict=True)):
         for label, probability in told.items():
             if label in numbers:
                 soft[row, numbers[label]] = max(probability, 0.0)
@@ -129,122 +125,101 @@ def _targets(
     return soft
 
 
-def _ngram_tower(task: _Task, progress: Callable[[float], None]) -> Tower:
-    """The tower learned from the answers alone: every kept feature has a vector of its own."""
-    from puhui.compress.static_nets import TowerOptions  # PyTorch takes a second: only when it is used
-
-    counts = _document_counts(task, words_only=False)
-    least = task.options.min_count if len(task.texts) >= 2000 else 1
-    kept = np.flatnonzero(counts >= least)
-    if len(kept) > task.options.max_rows:
-        kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[: task.options.max_rows]])
-    table = np.random.default_rng(task.seed).normal(0.0, 0.3, (len(kept) + 1, task.options.dim))
-    return _trained(task, kept, counts[kept], table, TowerOptions(epochs=task.options.epochs), progress)
+def _gram_bags(texts: Sequence[Features], buckets: int, max_rows: int) -> _Bags:
+    """All features that enough texts hold, the commonest `max_rows` of them."""
+    counts = _document_counts(texts, buckets, words_only=False)
+    kept = np.flatnonzero(counts >= (2 if len(texts) >= MANY_ANSWERS else 1))
+    if len(kept) > max_rows:
+        kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[:max_rows]])
+    return _bags(texts, kept, counts, 1.0, words_only=False)
 
 
-def _word_tower(task: _Task, words: WordVectors, progress: Callable[[float], None]) -> Tower:
-    """The tower on public word vectors, which stay as they are: a hidden layer learns what they mean here."""
-    from puhui.compress.static_nets import TowerOptions
-
+def _word_bags(
+    texts: Sequence[Features], words: WordVectors, options: StaticOptions, max_rows: int
+) -> tuple[_Bags, FloatArray]:
+    """Single words that have a vector, and the vectors [r, d] at the scale at which they are learned from."""
     first: dict[int, int] = {}
-    for number, word in enumerate(words.words):
-        first.setdefault(int(features(word, task.options.features).buckets[0]), number)
+    for number, word in enumerate(words.words[:max_rows]):
+        first.setdefault(int(features(word, options.features).buckets[0]), number)
     kept = np.array(sorted(first), np.int64)
-    table = np.zeros((len(kept) + 1, words.vectors.shape[1]))
-    table[1:] = words.vectors[[first[bucket] for bucket in kept]]
-    options = TowerOptions(
-        hidden=task.options.hidden,
-        train_table=False,
-        feature_dropout=0.0,
-        dropout=0.1,
-        learning_rate=0.003,
-        epochs=task.options.word_epochs,
-        batch=256,
-    )
-    return _trained(task, kept, _document_counts(task, words_only=True)[kept], table, options, progress)
+    counts = _document_counts(texts, options.features.buckets, words_only=True)
+    bags = _bags(texts, kept, counts, 0.5, words_only=True)
+    vectors = np.zeros((len(kept) + 1, words.vectors.shape[1]), np.float32)
+    vectors[1:] = words.vectors[[first[bucket] for bucket in kept.tolist()]]
+    typical = float(np.sqrt(np.mean(np.sum((bags.matrix @ vectors) ** 2, axis=1))))
+    return bags, vectors * np.float32(options.word_share / max(typical, 1e-9))
 
 
-def _document_counts(task: _Task, *, words_only: bool) -> npt.NDArray[np.int64]:
-    counts = Counter[int]()
-    for found in task.texts:
-        counts.update(set((found.buckets[: found.words] if words_only else found.buckets).tolist()))
-    dense = np.zeros(task.options.features.buckets, np.int64)
-    dense[list(counts)] = list(counts.values())
-    return dense
-
-
-def _trained(
-    task: _Task,
-    kept: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    table: npt.NDArray[np.float64],
-    options: TowerOptions,
-    progress: Callable[[float], None],
-) -> Tower:
-    """Train on the kept buckets [r - 1] and round; `table` [r, d] has an unused first row."""
-    import torch
-
-    from puhui.compress.static_nets import TowerNet, train
-
-    slots = np.zeros(task.options.features.buckets, np.uint32)
-    slots[kept] = np.arange(1, len(kept) + 1)
-    weight = np.zeros(len(kept) + 1, np.float32)
-    weight[1:] = np.log((len(task.texts) + 1) / np.maximum(counts, 1)) ** task.options.idf_power
-    bags = _bags(task.texts, slots, weight, words_only=not options.train_table)
-    if not options.train_table:
-        table = table / _typical_length(table, bags)
-    table[0] = 0.0
-    generator = torch.Generator().manual_seed(task.seed)
-    net = TowerNet(table.astype(np.float32), len(task.labels), options, generator)
-    train(net, bags, task.targets, progress)
-    return _rounded(net, slots, weight, words_only=not options.train_table)
+def _document_counts(texts: Sequence[Features], buckets: int, *, words_only: bool) -> npt.NDArray[np.int64]:
+    """In how many texts each bucket is found [b]."""
+    counts = np.zeros(buckets, np.int64)
+    for text in texts:
+        counts[text.buckets[: text.words] if words_only else text.buckets] += 1  # repeats count once
+    return counts
 
 
 def _bags(
-    texts: list[Features], slots: npt.NDArray[np.uint32], weight: FloatArray, *, words_only: bool
-) -> Bags:
-    from puhui.compress.static_nets import Bags
+    texts: Sequence[Features],
+    kept: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    idf_power: float,
+    *,
+    words_only: bool,
+) -> _Bags:
+    """Bags whose rows 1, 2, … are the `kept` buckets."""
+    try:
+        from scipy.sparse import csr_array
+    except ImportError as error:  # pragma: no cover
+        raise MissingExtra("Learning a static expert", "learn") from error
 
+    slots = np.zeros(len(counts), np.uint32)
+    slots[kept] = np.arange(1, len(kept) + 1)
+    weight = np.zeros(len(kept) + 1, np.float32)
+    weight[1:] = (1.0 + np.log((len(texts) + 1) / (counts[kept] + 1))) ** idf_power
     found = [slots[text.buckets[: text.words] if words_only else text.buckets] for text in texts]
-    found = [rows[rows > 0] for rows in found]
     bounds = np.cumsum([0, *(len(rows) for rows in found)])
-    rows = np.concatenate(found).astype(np.int64)
+    rows = np.concatenate(found).astype(np.int32)
     weights = weight[rows]
-    owner = np.repeat(np.arange(len(texts)), np.diff(bounds))
-    norms = np.sqrt(np.bincount(owner, weights**2, minlength=len(texts)))
-    return Bags(rows, (weights / np.maximum(norms, 1e-6)[owner]).astype(np.float32), bounds)
+    norms = np.sqrt(np.add.reduceat(weights**2, bounds[:-1]))
+    weights /= np.repeat(np.maximum(norms, 1e-6), np.diff(bounds))
+    return _Bags(slots, weight, csr_array((weights, rows, bounds), (len(texts), len(weight))), words_only)
 
 
-def _typical_length(table: npt.NDArray[np.float64], bags: Bags) -> float:
-    """Root mean square of the pooled vectors' components, so that any word vectors train alike."""
-    used = len(bags.bounds) - 1
-    owner = np.repeat(np.arange(used), np.diff(bags.bounds))
-    pooled = np.zeros((used, table.shape[1]))
-    np.add.at(pooled, owner, table[bags.rows] * bags.weights[:, None])
-    return max(float(np.sqrt(np.mean(pooled**2))), 1e-9)
+def _fit(
+    grams: _Bags,
+    words: tuple[_Bags, FloatArray] | None,
+    wanted: FloatArray,
+    options: StaticOptions,
+    progress: Callable[[float], None],
+) -> list[FloatArray]:
+    """Logits of each n-gram [r, k], then of each word where there are word vectors, and the bias [k]."""
+    from puhui.compress.logistic import fit_logistic
+
+    matrix, transposed = grams.matrix, grams.matrix.T.tocsr()
+    means = np.zeros((len(wanted), 0), np.float32) if words is None else words[0].matrix @ words[1]
+
+    def kernel(given: FloatArray) -> FloatArray:
+        product: FloatArray = matrix @ (transposed @ given)
+        product += means @ (means.T @ given)
+        product += given.sum(axis=0)  # the bias is a feature that is 1 in every text
+        return product
+
+    fitted = fit_logistic(kernel, wanted, penalty=options.penalty, steps=options.steps, progress=progress)
+    tables = [transposed @ fitted]
+    if words is not None:
+        tables.append(words[1] @ (means.T @ fitted))
+    return [*tables, fitted.sum(axis=0)]
 
 
-def _rounded(net: TowerNet, slots: npt.NDArray[np.uint32], weight: FloatArray, *, words_only: bool) -> Tower:
-    """The net as arrays, its table in int8 with one scale a row: at most 1/254 of the row's largest off."""
-    table = net.table.detach().numpy()
-    scale = np.abs(table).max(axis=1) / 127.0
+def _rounded(bags: _Bags, table: FloatArray, bias: FloatArray) -> Tower:
+    """The logits [r, k] in int8 with one scale a row: at most 1/254 of the row's largest off."""
+    scale = np.abs(table).max(axis=1) / np.float32(127.0)
     whole = np.rint(table / np.maximum(scale, 1e-12)[:, None]).astype(np.int8)
-    hidden = net.hidden
     return Tower(
-        slots=slots.astype(np.uint16) if len(table) <= 1 << 16 else slots,
+        slots=bags.slots.astype(np.uint16) if len(table) <= 1 << 16 else bags.slots,
         table=whole,
-        gain=(scale * weight).astype(np.float32),
-        weight=weight,
-        head=np.ascontiguousarray(net.head.weight.detach().numpy().T),
-        bias=net.head.bias.detach().numpy().copy(),
-        hidden=None if hidden is None else np.ascontiguousarray(hidden.weight.detach().numpy().T),
-        hidden_bias=None if hidden is None else hidden.bias.detach().numpy().copy(),
-        words_only=words_only,
-    )
-
-
-def _scaled(tower: Tower, share: float) -> Tower:
-    """The tower with its logits times `share`: summed logits are a geometric mean of the towers' answers."""
-    return msgspec.structs.replace(
-        tower, head=tower.head * np.float32(share), bias=tower.bias * np.float32(share)
+        gain=scale * bags.weight,
+        weight=bags.weight,
+        bias=bias,
+        words_only=bags.words_only,
     )

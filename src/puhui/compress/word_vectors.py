@@ -26,9 +26,7 @@ Encode = Callable[[Sequence[str]], FloatArray]
 """Texts [n] to vectors [n, d], such as `EncoderClassifier.encode`."""
 
 
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def words_of(texts: Iterable[str]) -> tuple[str, ...]:
@@ -37,9 +35,7 @@ def words_of(texts: Iterable[str]) -> tuple[str, ...]:
     >>> words_of(["Lost card, please", "card 余额"])[:2]
     ('card', 'lost')
     """
-    return tuple(
-        word for word, _ in Counter(w for text in texts for w in _WORD.findall(text.lower())).most_common()
-    )
+    return tuple(word for word, _ in Counter(w for text in texts for w in _WORD.findall(text.lower())).most_common())
 
 
 class WordVectors(msgspec.Struct, frozen=True, eq=False):
@@ -73,9 +69,7 @@ class WordVectors(msgspec.Struct, frozen=True, eq=False):
             words = tuple(arrays["words"].tobytes().decode().split("\n"))
             vectors = arrays["vectors"]
         except (SafetensorError, KeyError, UnicodeDecodeError, OSError) as error:
-            raise BundleError(
-                f"{path} is missing or damaged ({error}): make the word vectors again"
-            ) from error
+            raise BundleError(f"{path} is missing or damaged ({error}): make the word vectors again") from error
         if vectors.ndim != 2 or len(words) != len(vectors):
             raise BundleError(f"{path} has {len(words)} words but vectors {vectors.shape}: make it again")
         return cls(words, vectors)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
+import urllib.request
 from collections import deque
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -80,8 +81,9 @@ class Live:
         last_line = time.monotonic()
         while not self._stop.wait(0.5):
             if self._node is not None:
-                with contextlib.suppress(httpx.HTTPError, ValueError):
-                    self._state = httpx.get(f"{self._node}/puhui/state", trust_env=False).json()
+                state = f"{self._node}/puhui/state"
+                with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(state, timeout=5.0) as reply:
+                    self._state = json.load(reply)
             self._bar.update(self._task, completed=self._done, facts=self._facts())
             if not self._console.is_terminal and time.monotonic() - last_line > PLAIN_LINE_EVERY_S:
                 last_line = time.monotonic()

@@ -9,10 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-
-import httpx
 
 from puhui.core.errors import PuhuiError
 
@@ -63,9 +62,8 @@ class Processes:
             if process.poll() is not None:
                 last = log.read_text(errors="replace").strip().splitlines()[-3:]
                 raise PuhuiError(f"{name} did not start: {' | '.join(last) or 'no output'}; its log is {log}")
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(health, trust_env=False).status_code == 200:
-                    return
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=5.0):
+                return
             time.sleep(0.1)
         raise PuhuiError(f"{name} did not answer at {health} within {START_WITHIN_S:.0f} s; its log is {log}")
 

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import platformdirs
 from rich.console import Console
@@ -62,7 +62,8 @@ class World:
         """Makes the demo's own model give other answers from now on; an empty mapping changes it back."""
         if self._own:
             root = self.url.removesuffix("/v1")
-            httpx.post(f"{root}/demo/world", json=dict(answers), trust_env=False).raise_for_status()
+            body = json.dumps(dict(answers)).encode()
+            urllib.request.urlopen(f"{root}/demo/world", body, timeout=10.0).close()
 
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:

@@ -105,7 +105,6 @@ def serve(settings: ServeSettings) -> None:
             "spend your big model's money; serve on 127.0.0.1, or say --allow-open"
         )
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     run_app(node_app(settings), settings.host, settings.port)
 
 

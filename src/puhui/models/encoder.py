@@ -47,9 +47,7 @@ class SentenceEncoder:
             raise MissingExtra("A sentence encoder", "demo") from error
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(
-                str(folder), local_files_only=True, dtype=torch.float32
-            ).eval()
+            self._model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).eval()
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder} holds no sentence encoder that can be read ({error})") from error
         self.dim: int = self._model.config.hidden_size
@@ -60,9 +58,7 @@ class SentenceEncoder:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         return tuple(word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalnum())
 
-    def encode(
-        self, texts: Sequence[str], batch_size: int = 64, progress: Progress | None = None
-    ) -> FloatArray:
+    def encode(self, texts: Sequence[str], batch_size: int = 64, progress: Progress | None = None) -> FloatArray:
         """Vectors [n, d] of unit length; `progress` gets texts done and texts in all."""
         import torch
 
@@ -91,9 +87,7 @@ class SentenceEncoder:
 class EncoderClassifier:
     """A sentence encoder and a linear head: `weight` float32 [d, k], `bias` [k] over the labels."""
 
-    def __init__(
-        self, encoder: SentenceEncoder, labels: Sequence[str], weight: FloatArray, bias: FloatArray
-    ) -> None:
+    def __init__(self, encoder: SentenceEncoder, labels: Sequence[str], weight: FloatArray, bias: FloatArray) -> None:
         """Raises BundleError where the head does not fit the labels or the encoder."""
         self.encoder = encoder
         self.labels: tuple[str, ...] = tuple(labels)

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 import msgspec
 
 from puhui.core.answer import Answer, Step
 from puhui.core.errors import (
+    InvalidRequest,
     SettingsError,
     UpstreamError,
     UpstreamGarbled,
@@ -27,6 +28,8 @@ from puhui.models.wire import DONE, Completion, decode_completion, event_data, s
 MOST_BYTES = 32 * 1024 * 1024
 TOP_LOGPROBS = 20
 READ_OUT_S = 0.05
+
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -48,19 +51,26 @@ class Endpoint:
         self.model = model
         self._key = key
         self._alternatives = True
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0),
-            trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # one caller's are not for the next
-        )
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, timeout_s), sock_read=timeout_s)
+        self._client: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, model={self.model!r})"
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:  # made on first use: a session belongs to the event loop that it is made in
+            self._client = aiohttp.ClientSession(
+                timeout=self._timeout,
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+                cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not for the next
+            )
+        return self._client
 
     async def __call__(self, request: Request) -> Answer:
         """The big model's answer. Raises one of the `UpstreamError`s when there is none."""
@@ -101,7 +111,7 @@ class Endpoint:
         started = time.perf_counter()
         response = await self._send(request, alternatives=False)
         if "text/event-stream" not in response.headers.get("content-type", ""):
-            await response.aclose()
+            response.close()
             raise UpstreamGarbled(
                 f"{self.url} was asked to stream but sent {response.headers.get('content-type', 'no type')!r}"
             )
@@ -110,12 +120,12 @@ class Endpoint:
         answer.pieces = self._events(response, answer, started)
         return answer
 
-    async def _events(self, response: httpx.Response, answer: Answer, started: float) -> AsyncIterator[bytes]:
+    async def _events(self, response: aiohttp.ClientResponse, answer: Answer, started: float) -> AsyncIterator[bytes]:
         """Passes events on as they come; at the end `answer` knows its text and usage."""
         text: list[str] = []
         last, finished, plain = Completion(choices=[]), False, True
         try:
-            events = split_events(response.aiter_bytes(), MOST_BYTES)
+            events = split_events(response.content.iter_any(), MOST_BYTES)
             async for event in events:
                 data = event_data(event)
                 if data == b"[DONE]":
@@ -134,49 +144,50 @@ class Endpoint:
                         finished = finished or choice.finish_reason is not None
                     last = Completion([], usage=chunk.usage or last.usage, puhui=chunk.puhui or last.puhui)
                 yield event
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise UpstreamGarbled(f"{self.url} broke off its stream: {error or type(error).__name__}") from error
         except ValueError as error:
             raise UpstreamGarbled(f"{self.url} streamed rubbish: {error}") from error
         finally:
-            await response.aclose()
+            response.close()  # a response read to its end has given its connection back already
         raise UpstreamGarbled(f"{self.url} ended its stream before the answer was whole")
 
-    async def _send(self, request: Request, alternatives: bool) -> httpx.Response:
+    async def _send(self, request: Request, alternatives: bool) -> aiohttp.ClientResponse:
         """The response with its headers read, its body not; raises for everything but a success."""
-        headers = {b"content-type": b"application/json", b"x-request-id": request.id.encode()}
+        headers = {"content-type": "application/json", "x-request-id": request.id}
         authorization = f"Bearer {self._key}" if self._key else request.authorization
         if authorization:
-            headers[b"authorization"] = authorization.encode("latin-1")
+            if not authorization.isascii():
+                raise InvalidRequest("the authorization header holds characters outside ASCII")
+            headers["authorization"] = authorization
         content = self._body(request, alternatives)
         try:
-            response = await self._client.send(
-                self._client.build_request("POST", f"{self.url}/chat/completions", content=content, headers=headers),
-                stream=True,
+            response = await self._session().post(
+                f"{self.url}/chat/completions", data=content, headers=headers, allow_redirects=False
             )
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._explain(error) from error
-        if response.status_code >= 300:
+        if response.status >= 300:
             raise UpstreamRefused(
-                f"{self.url} answered with status {response.status_code}",
-                status=response.status_code,
+                f"{self.url} answered with status {response.status}",
+                status=response.status,
                 body=await self._read(response),
                 retry_after=response.headers.get("retry-after"),
             )
         return response
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         pieces, size = [], 0
         try:
-            async for piece in response.aiter_bytes():
+            async for piece in response.content.iter_any():
                 pieces.append(piece)
                 size += len(piece)
                 if size > MOST_BYTES:
                     raise UpstreamGarbled(f"{self.url} answered with more than {MOST_BYTES} bytes")
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._explain(error) from error
         finally:
-            await response.aclose()
+            response.close()
         return b"".join(pieces)
 
     def _body(self, request: Request, alternatives: bool) -> bytes:
@@ -198,11 +209,11 @@ class Endpoint:
                 f"{self.url} sent something that is not a chat completion ({error}): {shown!r}"
             ) from error
 
-    def _explain(self, error: httpx.HTTPError) -> UpstreamError:
+    def _explain(self, error: Exception) -> UpstreamError:
         detail = str(error) or type(error).__name__
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, TimeoutError):
             return UpstreamTimeout(f"{self.url} did not answer in time ({detail})")
-        if isinstance(error, httpx.RemoteProtocolError | httpx.DecodingError):
+        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError):
             return UpstreamGarbled(f"{self.url} sent half an answer: {detail}")
         return UpstreamUnavailable(f"{self.url} cannot be reached: {detail}")
 
@@ -225,16 +236,17 @@ def _without_logprobs(body: bytes) -> bytes:
 
 def _check_url(url: str) -> None:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        parsed = urlsplit(url)
+        usable = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
+    except ValueError as error:
         raise SettingsError(f"upstream URL {url!r} is not a URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 0) > 65535:
+    if not usable or not url.isprintable() or " " in url:
         raise SettingsError(f"upstream URL {url!r} must be http:// or https://, a host and a port up to 65535")
 
 
 async def _read_out(events: AsyncIterator[bytes]) -> None:
     """Reads what comes after the last event, if it comes at once: the connection can then be used again."""
-    with contextlib.suppress(TimeoutError, httpx.HTTPError, ValueError):
+    with contextlib.suppress(*_FAILURES, ValueError):
         async with asyncio.timeout(READ_OUT_S):
             async for _ in events:
                 pass

@@ -25,13 +25,14 @@ import numpy as np
 import numpy.typing as npt
 
 BucketArray: TypeAlias = npt.NDArray[np.uint32]
+Places: TypeAlias = npt.NDArray[np.intp]
 
 BASE = 0x9E3779B1
 """P, an odd number, so that it has an inverse modulo 2³²."""
 BASE_INVERSE = pow(BASE, -1, 1 << 32)
-CODE_MIX = np.uint32(0x85EBCA6B)
+CODE_MIX = np.array(0x85EBCA6B, np.uint32)
 """Code points are spread over 32 bits before they are summed, as neighbours in an alphabet differ little."""
-MIX_1, MIX_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+MIX_1, MIX_2 = np.array(0x85EBCA6B, np.uint32), np.array(0xC2B2AE35, np.uint32)
 SALT = 0x632BE5AB
 
 SEPARATOR, LETTER, IDEOGRAPH = 0, 1, 2
@@ -50,8 +51,9 @@ KIND_RANGES = (
     (0x3400, 0xA000, IDEOGRAPH),
     (0xF900, 0xFB00, IDEOGRAPH),
 )
-_13, _15, _16 = np.uint32(13), np.uint32(15), np.uint32(16)
-_SPACE = np.uint32(0x20 * int(CODE_MIX) & 0xFFFFFFFF)
+# Arrays without a dimension: NumPy is a third faster with them than with its scalars.
+_13, _15, _16 = np.array(13, np.uint32), np.array(15, np.uint32), np.array(16, np.uint32)
+_SPACE = np.uint32(0x20)
 LAST_KIND = 0xFFFF  # all code points above share its kind, LETTER: rare ideographs live off their n-grams
 
 
@@ -91,40 +93,59 @@ def features(text: str, options: FeatureOptions) -> Features:
     >>> found.words, bool((found.buckets < 1 << 10).all())
     (4, True)
     """
-    codes, kinds = _normalised(text, options.max_chars)
-    n = len(codes)
-    powers, inverses = _powers(n)
-    prefix = np.zeros(n + 1, np.uint32)
-    np.cumsum(codes * powers, dtype=np.uint32, out=prefix[1:])
-    starts, ends = _words(kinds)
-    words = len(starts)
+    codes, starts, ends = _read(text, options.max_chars)
+    n, words = len(codes), len(starts)
     if words == 0:
         return Features(_mixed(np.array([SALT], np.uint32), options.buckets), 1)
-    before, shift, after = prefix[starts], inverses[starts], prefix[ends]
-    runs = [
-        (after[k:] - before[: words - k]) * shift[: words - k] + _salt(-1 - k)
-        for k in range(min(options.words, words))
+    powers, inverses = _powers(n)
+    prefix = np.zeros(n + 1, np.uint32)
+    np.add.accumulate(codes * powers, 0, np.uint32, prefix[1:])
+    before, shift, after = prefix.take(starts), inverses.take(starts), prefix.take(ends)
+    spans = [
+        (after[k:] - before[: words - k]) * shift[: words - k] + _salt(-1 - k) for k in range(min(options.words, words))
     ]
-    grams = [
+    spans += [
         (prefix[length:] - prefix[:-length]) * inverses[: n + 1 - length] + _salt(length)
         for length in range(options.char_min, min(options.char_max, n) + 1)
     ]
-    return Features(_mixed(np.concatenate(runs + grams), options.buckets), words)
+    return Features(_mixed(np.concatenate(spans), options.buckets), words)
+
+
+def _read(text: str, max_chars: int) -> tuple[BucketArray, Places, Places]:
+    """Mixed code points [n]; first and one-past-last positions of the words, both [w].
+
+    Separators are one space, one of them at each side.
+    """
+    if text.isascii():  # most texts, at half the time: separators are spaces and words lie between them
+        words = _cut(text, max_chars).encode().translate(_PLAIN).split()
+        codes = np.frombuffer(b" ".join([b"", *words, b""]), np.uint8)
+        spaces = (codes == 0x20).nonzero()[0]
+        return _MIXED_ASCII.take(codes), spaces[:-1] + 1, spaces[1:]
+    mixed, kinds = _normalised(text, max_chars)
+    before, here = kinds[:-1], kinds[1:]
+    # Letters side by side are the only neighbours that no word boundary parts.
+    boundary = (before != LETTER) | (here != LETTER)
+    starts = (boundary & (here != SEPARATOR)).nonzero()[0] + 1
+    return mixed, starts, (boundary & (before != SEPARATOR)).nonzero()[0] + 1
 
 
 def _normalised(text: str, max_chars: int) -> tuple[BucketArray, npt.NDArray[np.uint8]]:
-    """Mixed code points and their kinds, both [n]: separators are one space, one of them at each side."""
+    """Mixed code points and their kinds, both [n], of any text."""
     text = unicodedata.normalize("NFKC", _cut(text, max_chars)).lower()
     codes = np.frombuffer(f" {_cut(text, max_chars)} ".encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _KINDS.take(codes, mode="clip")
-    mixed = codes * CODE_MIX
-    mixed[kinds == SEPARATOR] = _SPACE
+    mixed = _spread(np.where(kinds == SEPARATOR, _SPACE, codes))
     doubled = (kinds[1:] | kinds[:-1]) == SEPARATOR
     if doubled.any():  # a separator after a separator goes
         keep = np.concatenate([[True], ~doubled])
         kinds, mixed = kinds[keep], mixed[keep]
-    mixed ^= mixed >> _15
     return mixed, kinds
+
+
+def _spread(codes: BucketArray) -> BucketArray:
+    mixed = codes * CODE_MIX
+    mixed ^= mixed >> _15
+    return mixed
 
 
 def _cut(text: str, max_chars: int) -> str:
@@ -133,19 +154,14 @@ def _cut(text: str, max_chars: int) -> str:
     return text[: max_chars - max_chars // 2] + text[-(max_chars // 2) :]
 
 
-def _words(kinds: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """First and one-past-last positions of the words, both [w]: runs of letters, single ideographs."""
-    before, here = kinds[:-1], kinds[1:]
-    # Letters side by side are the only neighbours that no word boundary parts.
-    boundary = (before != LETTER) | (here != LETTER)
-    starts = np.flatnonzero(boundary & (here != SEPARATOR)) + 1
-    ends = np.flatnonzero(boundary & (before != SEPARATOR)) + 1
-    return starts, ends
+@lru_cache(maxsize=64)
+def _salt(span: int) -> BucketArray:
+    return np.array(span * SALT & 0xFFFFFFFF, np.uint32)
 
 
 @lru_cache(maxsize=64)
-def _salt(span: int) -> np.uint32:
-    return np.uint32(span * SALT & 0xFFFFFFFF)
+def _mask(buckets: int) -> BucketArray:
+    return np.array(buckets - 1, np.uint32)
 
 
 def _mixed(hashes: BucketArray, buckets: int) -> BucketArray:
@@ -154,7 +170,7 @@ def _mixed(hashes: BucketArray, buckets: int) -> BucketArray:
     hashes ^= hashes >> _13
     hashes *= MIX_2
     hashes ^= hashes >> _16
-    hashes &= np.uint32(buckets - 1)
+    hashes &= _mask(buckets)
     return hashes
 
 
@@ -183,3 +199,6 @@ def _kind_table() -> npt.NDArray[np.uint8]:
 
 
 _KINDS = _kind_table()
+_MIXED_ASCII = _spread(np.arange(128, dtype=np.uint32))
+_PLAIN = bytes(ord(chr(code).lower()) if _KINDS[ord(chr(code).lower())] == LETTER else 0x20 for code in range(128))
+_PLAIN += bytes(128)  # what is not ASCII is never looked up

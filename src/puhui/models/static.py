@@ -1,22 +1,22 @@
-"""The static expert: hashed features → int8 vectors → weighted mean → one or two layers → label. NumPy alone.
+"""The static expert: hashed features → an int8 row of logits each → weighted mean → label. NumPy alone.
 
-Method: the n-gram classifier of fastText (Joulin et al. 2016) with features hashed as in `hashing`. A model
-is a sum of *towers* that read the same buckets, so that an ensemble is one model: one tower is learned from
-the answers alone, another may start from public word vectors, so that words which the answers never held
-still mean something. In a tower every feature that training kept owns a row; all others point to row 0, which
-is zero, so that unknown text costs confidence instead of adding noise:
+Method: a linear classifier of TF-IDF features, hashed as in `hashing`. A model is a sum of *towers* that read
+the same buckets: one is learned from the answers alone, another may carry what public word vectors say, so
+that words which the answers never held still mean something. In a tower every feature that training kept owns
+a row; all others point to row 0, which is zero, so that unknown text costs confidence instead of adding noise:
 
-    h = Σ table(f) · gain(f) / √Σ weight(f)²        logits = relu(h · hidden + hidden_bias) · head + bias
+    logits = Σ over towers of  Σ table(f) · gain(f) / √Σ weight(f)²  +  bias
 
-(without `hidden`: h · head + bias). The division is TF-IDF's: a text's length does not count. Confidence is
-the softmax of the summed logits at its largest: a ranking that `cascade.guarantee` turns into a promise, not
-itself a promise.
+The division is TF-IDF's: a text's length does not count. Confidence is p₁ / (p₁ + p₂), the best label against
+the second best alone: 1 / (1 + exp(second − best logit)), in [0.5, 1]. It ranks answers better than p₁ does
+(`bench/static_log.md`): a ranking that `cascade.guarantee` turns into a promise, not itself a promise.
 
 On disk: `weights.safetensors` (arrays named `<tower>.<array>`) and `static.json`. Never pickle.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from puhui.models.tower import FloatArray, IntArray, Tower
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "static.json"
-FORMAT = 1
+FORMAT = 2
 CHUNK = 64  # texts pooled at once: bounds the memory of a batch, whatever its length
 
 
@@ -71,26 +71,27 @@ class StaticModel:
         return sum(array.nbytes for tower in self.towers for array in tower.arrays().values())
 
     def predict_one(self, text: str) -> tuple[str, float]:
-        """Label and confidence in [0, 1] for any text, the empty one included."""
+        """Label and confidence in [0.5, 1] for any text, the empty one included."""
         found = features(text, self.options)
         logits = self.towers[0].logits_one(found)
         for tower in self.towers[1:]:
             logits += tower.logits_one(found)
         best = int(logits.argmax())
-        logits -= logits[best]
-        return self.labels[best], float(1.0 / np.exp(logits).sum())
+        highest = float(logits[best])
+        logits[best] = -np.inf
+        return self.labels[best], 1.0 / (1.0 + math.exp(float(logits.max()) - highest))
 
     def predict_many(self, texts: Sequence[str]) -> tuple[IntArray, FloatArray]:
-        """Numbers of the labels [n] and confidences [n] in [0, 1]; as `predict_one`, to rounding."""
+        """Numbers of the labels [n] and confidences [n] in [0.5, 1]; as `predict_one`, to rounding."""
         labels = np.empty(len(texts), np.intp)
         confidences = np.empty(len(texts), np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = slice(first, first + CHUNK)
             found = [features(text, self.options) for text in texts[chunk]]
             logits = np.sum([tower.logits_many(found) for tower in self.towers], axis=0)
-            logits -= logits.max(axis=1, keepdims=True)
             labels[chunk] = logits.argmax(axis=1)
-            confidences[chunk] = 1.0 / np.exp(logits).sum(axis=1)
+            second, best = np.partition(logits, -2, axis=1)[:, -2:].T
+            confidences[chunk] = 1.0 / (1.0 + np.exp(second - best))
         return labels, confidences
 
     def save(self, folder: Path) -> None:

@@ -104,7 +104,7 @@ class Node:
             await self._fail(request, seat, _status(error), str(error))
             raise
         if answer.pieces is not None:
-            answer.pieces = self._streamed(request, answer, seat)
+            answer.pieces = self._streamed(request, answer, seat, answer.pieces)
             return answer
         await self._record(request, answer, seat)
         return answer
@@ -157,20 +157,23 @@ class Node:
             seat.case.loss = 0.0
             await self._settle(seat.expert, request.id)
 
-    async def _streamed(self, request: Request, answer: Answer, seat: Seat) -> AsyncIterator[bytes]:
+    async def _streamed(
+        self, request: Request, answer: Answer, seat: Seat, pieces: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
         """The pieces as they come; the last one leaves when the row is in the ledger."""
-        pieces = answer.pieces
-        assert pieces is not None
+        written = False
         try:
             async for piece in pieces:
                 if piece == DONE:
                     await self._record(request, answer, seat)
+                    written = True
                 yield piece
         except UpstreamError as error:
             await self._fail(request, seat, _status(error), str(error))
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            self._start(self._fail(request, seat, 499, "the client went away during the stream"))
+            if not written:
+                self._start(self._fail(request, seat, 499, "the client went away during the stream"))
             raise
 
     async def _fail(self, request: Request, seat: Seat, status: int, reason: str) -> None:

@@ -30,9 +30,14 @@ class Store:
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
         """A transaction; a failure of the database becomes a `StoreError` that says what to do."""
+        with self.explained(), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns failures of the database inside the block into `StoreError`s."""
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            yield
         except SQLAlchemyError as error:
             raise _explain(error, self) from error
         except (OverflowError, UnicodeEncodeError) as error:  # the driver's, which SQLAlchemy lets pass

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Insert, Table, insert
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from puhui.core.errors import StoreError
 from puhui.store.database import Store
@@ -34,6 +34,8 @@ class Journal:
         self._door = threading.Lock()
         self._wake = threading.Semaphore(0)
         self._closing = False
+        self._connection: Connection | None = None
+        self._statements: dict[Table, Insert] = {}
         self._thread = threading.Thread(target=self._run, name="puhui-journal", daemon=True)
         self._thread.start()
 
@@ -65,14 +67,13 @@ class Journal:
             if batch:
                 self._commit(batch)
             elif self._closing:
+                self._hang_up()
                 return
 
     def _commit(self, batch: list[Waiting]) -> None:
         failure: StoreError | None = None
         try:
-            with self._store.begin() as connection:
-                for table, rows in _by_table(entry for entries, _, _ in batch for entry in entries).items():
-                    connection.execute(insert(table), rows)
+            self._insert(_by_table(entry for entries, _, _ in batch for entry in entries))
         except StoreError as error:
             failure = error
             if len(batch) > 1 and not isinstance(error.__cause__, OperationalError):  # not the store, but a row
@@ -82,6 +83,26 @@ class Journal:
         for _, loop, done in batch:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, done, failure)
+
+    def _insert(self, rows: dict[Table, list[Row]]) -> None:
+        """One transaction, on a connection that is kept: taking one from the pool costs as much as the rows."""
+        with self._store.explained():
+            try:
+                if self._connection is None:
+                    self._connection = self._store.engine.connect()
+                with self._connection.begin():
+                    for table, of_table in rows.items():
+                        statement = self._statements.setdefault(table, insert(table))
+                        self._connection.execute(statement, of_table)
+            except Exception:
+                self._hang_up()
+                raise
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.close()
+            self._connection = None
 
 
 def _by_table(entries: Any) -> dict[Table, list[Row]]:

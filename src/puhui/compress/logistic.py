@@ -1,0 +1,130 @@
+"""Logistic regression of n texts on very many features, by as many numbers as there are texts and labels.
+
+The loss is convex: mean cross-entropy against the big model's answers (or probabilities: Hinton et al. 2015)
+plus `penalty` · ‖A‖², where A [features, labels] are the weights. Its gradient in A is Xᵀ(R/n + 2·penalty·B)
+whenever A = XᵀB, R being predicted minus wanted probabilities, so that every iterate from zero has that form
+(the representer theorem), and only B [n, labels] is kept. L-BFGS (Nocedal 1980) runs on B with the inner
+product of A, ⟨B, C⟩ = tr(Bᵀ K C), K = XXᵀ: the same steps as on A, at a fraction of the memory. Logits KB are
+kept beside B, so that a step multiplies by K once, and its line search not at all. No numbers are drawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Kernel = Callable[[FloatArray], FloatArray]
+"""Multiplies [n, k] by K [n, n], which is symmetric and has no negative eigenvalue."""
+
+HISTORY = 8  # steps remembered: more gains nothing
+LEAST_GAIN = 1e-5  # a step that lowers the loss by a smaller share is the last
+LEAST_STEP = 1e-3
+
+
+class _Pair(NamedTuple):
+    """An array [n, k] and K times it."""
+
+    plain: FloatArray
+    image: FloatArray
+
+    def plus(self, factor: float, other: _Pair) -> _Pair:
+        share = np.float32(factor)
+        return _Pair(self.plain + share * other.plain, self.image + share * other.image)
+
+    def times(self, factor: float) -> _Pair:
+        return _Pair(self.plain * np.float32(factor), self.image * np.float32(factor))
+
+    def dot(self, other: _Pair) -> float:
+        return float(np.vdot(self.plain, other.image))
+
+
+class _Move(NamedTuple):
+    """A step, the change of the gradient over it, and one over their product."""
+
+    step: _Pair
+    change: _Pair
+    inverse: float
+
+
+def fit_logistic(
+    kernel: Kernel,
+    wanted: FloatArray,
+    *,
+    penalty: float,
+    steps: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> FloatArray:
+    """B [n, k] for wanted probabilities [n, k], rows of which sum to one; see the module.
+
+    At most `steps` multiplications by the kernel. `progress` is called with shares in [0, 1].
+    """
+    zero = np.zeros_like(wanted)
+    at = _Pair(zero, zero)
+    value, slope = _loss(at.image, wanted)
+    gradient = _Pair(slope, kernel(slope))
+    moves: deque[_Move] = deque(maxlen=HISTORY)
+    for step in range(steps):
+        progress(step / steps)
+        found = _search(at, _direction(gradient, moves), gradient, wanted, penalty, value)
+        if found is None:
+            break
+        moved, lower, slope = found
+        at = at.plus(1.0, moved)
+        plain = slope + np.float32(2.0 * penalty) * at.plain
+        new = _Pair(plain, kernel(plain))
+        change = new.plus(-1.0, gradient)
+        curvature = moved.dot(change)
+        if value - lower <= LEAST_GAIN * value or curvature <= 0.0:
+            break
+        moves.append(_Move(moved, change, 1.0 / curvature))
+        value, gradient = lower, new
+    progress(1.0)
+    return at.plain
+
+
+def _direction(gradient: _Pair, moves: deque[_Move]) -> _Pair:
+    """L-BFGS's two loops; before the first move, the gradient scaled to length one."""
+    away = gradient.times(-1.0)
+    if not moves:
+        return away.times(max(gradient.dot(gradient), 1e-30) ** -0.5)
+    shares = []
+    for move in reversed(moves):
+        shares.append(move.inverse * move.step.dot(away))
+        away = away.plus(-shares[-1], move.change)
+    last = moves[-1]
+    away = away.times(1.0 / (last.inverse * last.change.dot(last.change)))
+    for move, share in zip(moves, reversed(shares), strict=True):
+        away = away.plus(share - move.inverse * move.change.dot(away), move.step)
+    return away
+
+
+def _search(
+    at: _Pair, way: _Pair, gradient: _Pair, wanted: FloatArray, penalty: float, value: float
+) -> tuple[_Pair, float, FloatArray] | None:
+    """The longest of the steps 1, ½, ¼ … that lowers the loss enough (Armijo), the loss there, its slope."""
+    falling, length = gradient.dot(way), 1.0
+    square, mixed, far = at.dot(at), at.dot(way), way.dot(way)
+    while length >= LEAST_STEP:
+        loss, slope = _loss(at.image + np.float32(length) * way.image, wanted)
+        loss += penalty * (square + 2.0 * length * mixed + length * length * far)
+        if loss <= value + 1e-4 * length * falling:
+            return way.times(length), loss, slope
+        length *= 0.5
+    return None
+
+
+def _loss(logits: FloatArray, wanted: FloatArray) -> tuple[float, FloatArray]:
+    """Mean cross-entropy in nats, and its gradient [n, k] in the logits."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    slope = np.exp(logits)
+    sums = slope.sum(axis=1, keepdims=True)
+    loss = (float(np.log(sums).sum()) - float(np.vdot(wanted, logits))) / len(wanted)
+    slope /= sums
+    slope -= wanted
+    slope /= np.float32(len(wanted))
+    return loss, slope
