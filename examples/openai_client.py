@@ -2,6 +2,8 @@
 
     puhui serve --upstream openai:gpt-4o-mini@https://api.openai.com/v1
     OPENAI_API_KEY=… python examples/openai_client.py
+
+Questions with one system prompt become a task. When an expert is in place it answers those that it is sure of.
 """
 
 from __future__ import annotations

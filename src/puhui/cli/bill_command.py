@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 import msgspec
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
+from puhui.core.answer import Energy
 from puhui.core.errors import SettingsError
 from puhui.energy.tariff import JOULES_PER_KWH
 from puhui.node.bill import Bill, Line, draw_up
@@ -37,42 +39,31 @@ def bill(
 
 
 def print_bill(drawn: Bill, console: Console) -> None:
-    """The bill as a table."""
-    table = Table(title="Bill", caption=_caption(drawn))
-    table.add_column(drawn.by, overflow="fold")
-    for column in (
-        "requests",
-        "by expert",
-        "proven risk",
-        "Wh",
-        "… big model alone",
-        "gCO₂",
-        "…",
-        drawn.currency,
-        "…",
-    ):
-        table.add_column(column, justify="right")
+    """The bill as a table: what was used, and below it what the big model alone would have used."""
+    table = Table(title="Bill", box=box.SIMPLE, caption=_caption(drawn))
+    table.add_column(drawn.by, overflow="fold", ratio=1)
+    for column in ("requests", "by expert", "proven risk", "Wh", "gCO₂", drawn.currency):
+        table.add_column(column, justify="right", no_wrap=True)
     for line in drawn.lines:
-        table.add_row(*_cells(line))
+        _add_rows(table, line)
     if drawn.by != "total":
         table.add_section()
-        table.add_row(*_cells(drawn.total), style="bold")
+        _add_rows(table, drawn.total, style="bold")
     console.print(table)
 
 
-def _cells(line: Line) -> list[str]:
-    return [
-        line.name,
-        f"{line.requests:,}" + (f" (+{line.failed} failed)" if line.failed else ""),
-        f"{line.share_by_expert:.1%}",
-        "–" if line.proven_risk is None else f"≤ {line.proven_risk:.2%}",
-        f"{line.energy.joules / JOULES_PER_KWH * 1000:.3f}",
-        f"{line.big_energy.joules / JOULES_PER_KWH * 1000:.3f}",
-        f"{line.co2_g:.3f}",
-        f"{line.big_co2_g:.3f}",
-        f"{line.cost:.6f}",
-        f"{line.big_cost:.6f}",
-    ]
+def _add_rows(table: Table, line: Line, style: str = "") -> None:
+    failed = f" (+{line.failed} failed)" if line.failed else ""
+    risk = "–" if line.proven_risk is None else f"≤ {line.proven_risk:.2%}"
+    share = f"{line.share_by_expert:.1%}"
+    used = _amounts(line.energy, line.co2_g, line.cost)
+    alone = _amounts(line.big_energy, line.big_co2_g, line.big_cost)
+    table.add_row(line.name, f"{line.requests:,}{failed}", share, risk, *used, style=style)
+    table.add_row("  big model alone", "", "", "", *alone, style="dim")
+
+
+def _amounts(energy: Energy, co2_g: float, cost: float) -> tuple[str, str, str]:
+    return f"{energy.joules / JOULES_PER_KWH * 1000:.3f}", f"{co2_g:.3f}", f"{cost:.6f}"
 
 
 def _caption(drawn: Bill) -> str:
