@@ -49,6 +49,7 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.guarantee --data $(DATA) --save
 	$(BIN)/python -m bench.static --data $(DATA) --save
+	$(BIN)/python -m bench.crash
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-results build src/*.egg-info

@@ -163,9 +163,7 @@ def build_pool(folder: Path) -> Rows:
     return Rows(chances.max(axis=1), answers == np.array([intent for _, intent in pool]))
 
 
-def split_results(
-    pool: Rows, splits: int, methods: list[str], advance: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
+def split_results(pool: Rows, splits: int, methods: list[str], advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
     """One dictionary for each size of calibration, ε, δ and method."""
     for size in ROWS:
         rng = np.random.default_rng([SEED, size])
@@ -244,16 +242,13 @@ def run(folder: Path, splits: int, runs: int, methods: list[str]) -> dict[str, A
         splitting = progress.add_task("splits", total=splits * len(ROWS))
         results = list(split_results(pool, splits, methods, lambda: progress.advance(splitting)))
         watching = progress.add_task("watch", total=None)
-        watch = simulate_watch(
-            runs, SEED, lambda done, of: progress.update(watching, completed=done, total=of)
-        )
+        watch = simulate_watch(runs, SEED, lambda done, of: progress.update(watching, completed=done, total=of))
     best = {str(epsilon): best_coverage(pool, epsilon) for epsilon in EPSILONS}
     return {
         "benchmark": "guarantee",
         "command": f"python -m bench.guarantee --data FOLDER --splits {splits} --runs {runs}",
         "seed": SEED,
-        "versions": {"python": platform.python_version()}
-        | {p: release(p) for p in ("numpy", "scikit-learn")},
+        "versions": {"python": platform.python_version()} | {p: release(p) for p in ("numpy", "scikit-learn")},
         "data": "CLINC150, with out-of-scope rows; agreement is with its labels",
         "pool": {
             "rows": int(pool.agrees.size),
@@ -303,9 +298,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Runs it as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m bench.guarantee", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder that holds CLINC150's data_full.json"
-    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds CLINC150's data_full.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--save", action="store_true", help="also write bench/results/guarantee.json")
     parser.add_argument("--splits", type=int, default=500)

@@ -117,9 +117,7 @@ def delay_rows(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, times in enumerate(TIMES_BAD):
         taken, raised = np.array([run["delays"][number] for run in found if not run["alarm"]]).T
         half, most = (float(np.quantile(taken, level, method="higher")) for level in (0.5, 0.9))
-        half_raised, most_raised = (
-            float(np.quantile(raised, level, method="higher")) for level in (0.5, 0.9)
-        )
+        half_raised, most_raised = (float(np.quantile(raised, level, method="higher")) for level in (0.5, 0.9))
         rows.append(
             {
                 "after": name,
@@ -139,9 +137,7 @@ def delay_rows(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show_watch(watch: dict[str, Any], console: Console) -> None:
     """The tables of what `simulate_watch` found."""
-    alarms = Table(
-        "risk", "coin rows", "runs", "false alarms", title=f"Watch: ε = {EPSILON:.0%}, δ = {DELTA:.0%}"
-    )
+    alarms = Table("risk", "coin rows", "runs", "false alarms", title=f"Watch: ε = {EPSILON:.0%}, δ = {DELTA:.0%}")
     for row in watch["false_alarms"]:
         share = f"{row['alarms']:.1%} ± {row['alarms_se']:.1%}"
         alarms.add_row(row["risk"], f"{row['rows']:,}", str(row["runs"]), share)

@@ -29,9 +29,7 @@ def test_no_betting_wins_on_average_at_exactly_epsilon(epsilon):
     """Every binary sequence of 10, each with its exact probability, at every length on the way."""
     for length in range(1, 11):
         mean = math.fsum(
-            fed(losses, epsilon, 1e-9).evidence
-            * epsilon ** sum(losses)
-            * (1 - epsilon) ** (length - sum(losses))
+            fed(losses, epsilon, 1e-9).evidence * epsilon ** sum(losses) * (1 - epsilon) ** (length - sum(losses))
             for losses in itertools.product((0, 1), repeat=length)
         )
         assert mean == pytest.approx(1, abs=1e-12)

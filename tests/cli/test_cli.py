@@ -91,9 +91,9 @@ def serve(*words: str) -> list[str]:
         (serve("--data-dir", "/dev/null"), "cannot be opened"),
         (["bill", "--since", "yesterday"], "--since is 'yesterday'"),
         (["bill", "--store", "nosuch://x"], "nosuch"),
-        (["experts", "show", "0000"], "no expert's id begins with '0000'"),
+        (["experts", "show", "0000"], "there is no store at"),
+        (["bill"], "there is no store at"),
         (["experts", "verify", "/tmp"], "no expert's bundle"),
-        (["experts", "show", "x" * 5000], "no expert's id begins"),
     ],
 )
 def test_bad_values_give_one_line_and_exit_code_2(
@@ -144,10 +144,10 @@ def test_a_taken_port(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert f"cannot listen on 127.0.0.1:{port}" in err
 
 
-def filled(tmp_path: Path) -> Store:
+def filled(tmp_path: Path, requests: int = 3) -> Store:
     store = open_store(sqlite_url(tmp_path / "data" / "puhui.db"))
     with store.begin() as connection:
-        for number in range(3):
+        for number in range(requests):
             row = event_row("request", at=1.7e9, task=None, expert=None, note="", id=f"r{number}")
             connection.execute(
                 insert(ledger), row | {"model": "m", "joules": 2.0, "joules_low": 1.0, "joules_high": 4.0}
@@ -173,7 +173,8 @@ def test_the_bill(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert json.loads(out)["total"]["requests"] == 0
 
 
-def test_a_bill_of_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bill_of_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    filled(tmp_path, requests=0).close()
     code, out, _ = run(capsys, monkeypatch, "bill", "--json")
     assert code == 0
     assert json.loads(out)["lines"] == []

@@ -44,15 +44,34 @@ def test_rows_are_the_big_models_answers_in_order(store: Store) -> None:
     assert Memory(store).rows("context:3") == []
 
 
-def test_groups_are_counted_by_answers(store: Store) -> None:
+def test_groups_are_counted(store: Store) -> None:
     with store.begin() as connection:
         for group in ("context:1", "context:2", "context:3"):
             connection.execute(insert(contexts), {"group": group, "model": "m", "text": f"text of {group}"})
     remember(store, {"answer": "a"}, {"answer": "a"}, {"answer": None}, {"answer": "b", "group": "context:2"})
     assert sorted(Memory(store).groups()) == [
-        ("context:1", "m", "text of context:1", 2),
+        ("context:1", "m", "text of context:1", 3),
         ("context:2", "m", "text of context:2", 1),
     ]
+
+
+def test_groups_are_counted_on(store: Store) -> None:
+    with store.begin() as connection:
+        connection.execute(insert(contexts), {"group": "context:1", "model": "m", "text": ""})
+    memory = Memory(store)
+    for rows in (1, 2, 3):
+        remember(store, {"answer": "a"})
+        assert memory.groups() == [("context:1", "m", "", rows)]
+
+
+def test_the_sample_ends_where_an_audit_is_due(store: Store) -> None:
+    memory = Memory(store)
+    assert memory.judged_before("context:1") == 0
+    remember(store, {"answer": "a", "coin": True}, {"answer": "a"})
+    assert memory.judged_before("context:1") == 3
+    remember(store, {"body": "{}", "coin": True}, {"answer": "a", "coin": True}, {"coin": True})
+    assert memory.judged_before("context:1") == 3
+    assert memory.judged_before("context:2") == 0
 
 
 def test_tasks_and_their_progress_are_kept(store: Store) -> None:

@@ -127,14 +127,16 @@ def test_an_empty_ledger(store: Store) -> None:
 
 def test_the_proven_risk_is_the_greatest_of_a_tasks_experts(store: Store) -> None:
     rows = [
-        event_row("request", at=1.0, task=task, expert=None, note="", id=f"r{number}")
-        for number, task in enumerate(["t1", "t2", None])
+        event_row("request", at=1.0, task=task, expert=expert, note="", id=f"r{number}")
+        for number, (task, expert) in enumerate([("t1", "b"), ("t2", "c"), ("t3", None), (None, None)])
     ]
     fill(store, rows)
     usual = {"status": "active", "folder": "", "threshold": 0.5, "coverage": 0.9, "delta": 0.05, "created": 1.0}
     with store.begin() as connection:
         for id, task, risk in (("a", "t1", 0.011), ("b", "t1", 0.017), ("c", "t2", 0.009)):
             connection.execute(insert(experts), usual | {"id": id, "task": task, "risk_bound": risk, "epsilon": 0.02})
+        broken = {"id": "d", "task": "t2", "risk_bound": 0.019, "epsilon": 0.02, "status": "demoted"}
+        connection.execute(insert(experts), usual | broken)
     lines = {line.name: line for line in draw_up(store, "task", currency="USD", now=1.0).lines}
     assert (lines["mail"].proven_risk, lines["mail"].epsilon) == (0.017, 0.02)
     assert lines["post"].proven_risk == 0.009

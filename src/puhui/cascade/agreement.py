@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+NOT_TEXT = "(not text)"
+"""What experience holds where the big model's answer was no text (a tool call, say): no expert says so."""
+
 
 def canonical(answer: str) -> str:
     """The form in which answers are compared: white space around them does not count, all else does.

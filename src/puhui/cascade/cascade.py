@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import msgspec
 
 from puhui.core.answer import Answer, Answerer, Step, Usage
 from puhui.core.request import Request
+from puhui.models.wire import DONE
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -32,12 +35,22 @@ class Cascade:
             sure = answer.confidence is None or answer.confidence >= stage.threshold
             if sure or number == len(self.stages):
                 answer.path = path + answer.path
-                if spent is not None:
+                if spent is not None and answer.pieces is not None:
+                    answer.pieces = _with_earlier(answer, answer.pieces, spent)
+                elif spent is not None:
                     answer.usage = add_usage(spent, answer.usage)
                 return answer
             path += tuple(msgspec.structs.replace(step, taken=False) for step in answer.path)
             spent = answer.usage if spent is None else add_usage(spent, answer.usage)
         raise AssertionError("unreachable: the last stage always answers")
+
+
+async def _with_earlier(answer: Answer, pieces: AsyncIterator[bytes], spent: Usage) -> AsyncIterator[bytes]:
+    """The same pieces; the answer's usage, which it has by its last piece, then counts earlier stages too."""
+    async for piece in pieces:
+        if piece == DONE:
+            answer.usage = add_usage(spent, answer.usage)
+        yield piece
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:

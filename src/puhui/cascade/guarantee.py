@@ -180,9 +180,7 @@ def risk_upper_bound(errors: int, rows: int, delta: float) -> float:
     return high
 
 
-def _lowest_threshold(
-    scores: npt.NDArray[np.float64], wrong: npt.NDArray[np.float64], allowed: int
-) -> float | None:
+def _lowest_threshold(scores: npt.NDArray[np.float64], wrong: npt.NDArray[np.float64], allowed: int) -> float | None:
     """The lowest of `scores` with at most `allowed` of `wrong` at or above it; None if there is none."""
     if allowed < 0:
         return None
@@ -227,9 +225,7 @@ def _checked_rows(
     right = given.astype(np.bool_)
     odd = np.flatnonzero(right != given)
     if odd.size:
-        raise LearningError(
-            f"the agreement of calibration row {odd[0]} is {given[odd[0]]}; it must be 0 or 1"
-        )
+        raise LearningError(f"the agreement of calibration row {odd[0]} is {given[odd[0]]}; it must be 0 or 1")
     return scores, right
 
 

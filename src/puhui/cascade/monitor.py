@@ -142,7 +142,5 @@ class RiskMonitor(msgspec.Struct):
             raise StoreError(f"the saved state of a risk monitor cannot be read: {error}") from error
         # A field that is missing would have become a default, and the watch begun anew in silence.
         if monitor.to_dict() != state:
-            raise StoreError(
-                "the saved state of a risk monitor is incomplete; it must be what to_dict() gave"
-            )
+            raise StoreError("the saved state of a risk monitor is incomplete; it must be what to_dict() gave")
         return monitor

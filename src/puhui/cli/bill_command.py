@@ -29,8 +29,9 @@ def bill(
     json: AsJson = False,
 ) -> None:
     """The bill as from a power company: requests, energy, CO₂, money, and what the big model alone would have used."""
-    opened = open_store(store_url(store, data_folder(data_dir)))
-    drawn = draw_up(opened, by, currency=currency, since=_day(since), now=time.time())
+    first = _day(since)
+    opened = open_store(store_url(store, data_folder(data_dir)), create=False)
+    drawn = draw_up(opened, by, currency=currency, since=first, now=time.time())
     opened.close()
     if json:
         typer.echo(msgspec.json.encode(drawn.as_dict()).decode())

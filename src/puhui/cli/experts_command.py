@@ -64,7 +64,7 @@ def verify(
 
 
 def _rows(store: str | None, data_dir: Path | None) -> list[dict[str, Any]]:
-    opened = open_store(store_url(store, data_folder(data_dir)))
+    opened = open_store(store_url(store, data_folder(data_dir)), create=False)
     query = (
         select(experts, tasks.c.name.label("task_name"))
         .join(tasks, tasks.c.id == experts.c.task)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from puhui.core.errors import LearningError, MissingExtra
 from puhui.models.hashing import FeatureOptions, Features, features
 from puhui.models.static import StaticModel
-from puhui.models.tower import Tower
+from puhui.models.tower import Tower, rows_of
 
 if TYPE_CHECKING:
     from puhui.compress.word_vectors import WordVectors
@@ -176,7 +176,7 @@ def _bags(
     slots[kept] = np.arange(1, len(kept) + 1)
     weight = np.zeros(len(kept) + 1, np.float32)
     weight[1:] = (1.0 + np.log((len(texts) + 1) / (counts[kept] + 1))) ** idf_power
-    found = [slots[text.buckets[: text.words] if words_only else text.buckets] for text in texts]
+    found = [rows_of(text, slots, words_only=words_only) for text in texts]
     bounds = np.cumsum([0, *(len(rows) for rows in found)])
     rows = np.concatenate(found).astype(np.int32)
     weights = weight[rows]

@@ -103,9 +103,8 @@ def _operations() -> Iterator[tuple[str, str]]:
     except ImportError as error:
         raise MissingExtra("the demo's job", "demo") from error
     for path in sorted((Path(botocore.__file__).parent / "data").glob("*/*/service-2.json*")):
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as file:
-            model: dict[str, Any] = json.load(file)
+        raw = path.read_bytes()
+        model: dict[str, Any] = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
         for operation in model["operations"].values():
             if operation.get("documentation"):
                 yield path.parts[-3], operation["documentation"]

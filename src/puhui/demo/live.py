@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 import time
-import urllib.request
 from collections import deque
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from puhui.demo.load import Sent
+from puhui.demo.processes import open_local
 from puhui.demo.tally import percentile
 
 RECENT = 300
@@ -82,7 +82,7 @@ class Live:
         while not self._stop.wait(0.5):
             if self._node is not None:
                 state = f"{self._node}/puhui/state"
-                with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(state, timeout=5.0) as reply:
+                with contextlib.suppress(OSError, ValueError), open_local(state, timeout=5.0) as reply:
                     self._state = json.load(reply)
             self._bar.update(self._task, completed=self._done, facts=self._facts())
             if not self._console.is_terminal and time.monotonic() - last_line > PLAIN_LINE_EVERY_S:

@@ -18,6 +18,9 @@ from puhui.core.errors import PuhuiError
 START_WITHIN_S = 90.0
 END_WITHIN_S = 15.0
 
+# A proxy in the environment is not for this machine's own addresses.
+open_local = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
 
 class Processes:
     """Python processes with their logs in one folder. A context manager: leaving it ends them all."""
@@ -62,7 +65,7 @@ class Processes:
             if process.poll() is not None:
                 last = log.read_text(errors="replace").strip().splitlines()[-3:]
                 raise PuhuiError(f"{name} did not start: {' | '.join(last) or 'no output'}; its log is {log}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=5.0):
+            with contextlib.suppress(OSError), open_local(health, timeout=5.0):
                 return
             time.sleep(0.1)
         raise PuhuiError(f"{name} did not answer at {health} within {START_WITHIN_S:.0f} s; its log is {log}")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from puhui.demo.big import NAME, encoder_folder
 from puhui.demo.job import Item, Job, cloud_services, labels_of, own_requests
 from puhui.demo.live import Live
 from puhui.demo.load import Sent, send_all
-from puhui.demo.processes import Processes, free_port
+from puhui.demo.processes import Processes, free_port, open_local
 from puhui.demo.report import draw, print_result
 from puhui.demo.tally import summarise, timeline
 from puhui.models.encoder import CONFIG_FILE, EncoderClassifier
@@ -31,7 +30,7 @@ from puhui.node.bill import draw_up
 from puhui.store.database import open_store, sqlite_url
 from puhui.store.tables import experts
 
-CHANGED_SHARE = 0.3
+CHANGED_SHARE = 1 / 3
 
 
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +62,7 @@ class World:
         if self._own:
             root = self.url.removesuffix("/v1")
             body = json.dumps(dict(answers)).encode()
-            urllib.request.urlopen(f"{root}/demo/world", body, timeout=10.0).close()
+            open_local(f"{root}/demo/world", body, timeout=10.0).close()
 
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:

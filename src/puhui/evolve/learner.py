@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from puhui.cascade.agreement import NOT_TEXT
 from puhui.cascade.guarantee import calibrate_threshold, spend
 from puhui.compress.bundle import Card, open_bundle, seal
 from puhui.compress.static_training import StaticOptions, distill_static
@@ -67,8 +68,9 @@ class Learner:
         for task, progress in self._memory.tasks():
             if self._after_demotion(task, progress):
                 self._memory.save(task, progress)
-            if counts.get(task.group, 0) >= progress.next_rows:
-                attempts += self._attempt(task, progress)
+            rows = counts.get(task.group, 0)
+            if rows >= progress.next_rows:
+                attempts += self._attempt(task, progress, rows)
         return attempts
 
     def _find_tasks(self) -> dict[str, int]:
@@ -93,25 +95,27 @@ class Learner:
 
     def _after_demotion(self, task: Task, progress: Progress) -> bool:
         """After a demotion only what came later calibrates; an attempt may be due much sooner, too."""
-        changed_at = self._memory.last_row_before_demotion(task)
-        if changed_at <= progress.changed_at:
+        demoted_at = self._memory.demoted_at(task)
+        if demoted_at <= progress.demoted_at:
             return False
-        progress.changed_at = changed_at
-        progress.closed_at = max(progress.closed_at, changed_at)
+        progress.demoted_at = demoted_at
+        progress.changed_at = self._memory.last_row_at(demoted_at)
+        progress.closed_at = max(progress.closed_at, progress.changed_at)
         progress.next_rows = 0
         return True
 
-    def _attempt(self, task: Task, progress: Progress) -> int:
-        """One try at a better expert; 1 if it came to a calibration, which spends a part of δ."""
+    def _attempt(self, task: Task, progress: Progress, rows: int) -> int:
+        """One try, now that the group has `rows` rows; 1 if it came to a calibration, which spends a part of δ."""
+        judged_before = self._memory.judged_before(task.group)
         everything = _of_task(task, self._memory.rows(task.group))
         recent = [row for row in everything if row.number > progress.changed_at]
-        sample = [row for row in recent if row.coin and row.number > progress.closed_at]
+        sample = [row for row in recent if row.coin and progress.closed_at < row.number < judged_before]
         if (
             len(recent) < FIRST_ATTEMPT_ROWS
             or closed_set(answers_of(recent)) is None
             or not is_worth_trying(self._promise, len(sample), progress.attempts + 1)
         ):
-            return self._wait(task, progress, len(everything) + WAIT_ROWS)
+            return self._wait(task, progress, rows + WAIT_ROWS)
         started = time.process_time()
         taught = [row for row in recent if not row.coin or row.number <= progress.closed_at]
         lessons = taught + self._still_true(task, progress, everything, taught)
@@ -119,9 +123,9 @@ class Learner:
             model = _distill(lessons)
         except LearningError as error:
             self._note_work(task, f"nothing learned: {error}", started)
-            return self._wait(task, progress, int(len(everything) * GROWTH))
+            return self._wait(task, progress, int(rows * GROWTH))
         progress.attempts += 1
-        progress.next_rows = int(len(everything) * GROWTH)
+        progress.next_rows = int(rows * GROWTH)
         verdict, agreement, answer_s = self._examine(task, progress, model, sample)
         if verdict.promoted:
             progress.closed_at = everything[-1].number
@@ -244,7 +248,7 @@ def _of_task(task: Task, rows: Sequence[Row]) -> list[Row]:
 def _distill(lessons: Sequence[Row]) -> StaticModel:
     """A candidate from the big model's answers; answers seen once are left out."""
     counts = Counter(answers_of(lessons))
-    kept = [row for row in lessons if counts[row.answer] > 1]
+    kept = [row for row in lessons if counts[row.answer] > 1 and row.answer != NOT_TEXT]
     answers = answers_of(kept)
     soft = None
     if any(row.alternatives for row in kept):

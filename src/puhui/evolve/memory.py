@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 
 from puhui.cascade.agreement import canonical
 from puhui.core.answer import Usage
@@ -23,13 +23,14 @@ from puhui.store.tables import contexts, experience, experts, ledger, tasks
 class Progress(msgspec.Struct):
     """How far the learning of one task has come; kept in the store, so that a restart loses none of δ.
 
-    `attempts` counts calibrations over the task's whole life. Rows are counted by their numbers in the table of
-    experience: those up to `changed_at` are from before the last demotion, those up to `closed_at` may teach
-    whatever their coin, and the coin rows after it are the sample. `next_rows` is how many answers there must
-    be before the next attempt.
+    `attempts` counts calibrations over the task's whole life, `demoted_at` is the time of its last demotion.
+    Rows are counted by their numbers in the table of experience: those up to `changed_at` are from before that
+    demotion, those up to `closed_at` may teach whatever their coin, and the coin rows after it are the sample.
+    `next_rows` is how many rows its group must have before the next attempt.
     """
 
     attempts: int = 0
+    demoted_at: float = 0.0
     changed_at: int = 0
     closed_at: int = 0
     next_rows: int = 0
@@ -58,18 +59,34 @@ class Memory:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._counts: dict[str, int] = {}
+        self._counted_to = 0
 
     def groups(self) -> list[tuple[str, str, str, int]]:
-        """Group, model, context and number of answers of every kind of traffic so far."""
-        counted = (
-            select(experience.c.group, func.count().label("rows"))
-            .where(experience.c.answer.is_not(None))
+        """Group, model, context and number of rows of every kind of traffic so far, counting only what is new."""
+        fresh = (
+            select(experience.c.group, func.count(), func.max(experience.c.number))
+            .where(experience.c.number > self._counted_to)
             .group_by(experience.c.group)
-            .subquery()
         )
-        query = select(contexts, counted.c.rows).join(counted, counted.c.group == contexts.c.group)
         with self._store.begin() as connection:
-            return [(row.group, row.model, row.text, row.rows) for row in connection.execute(query)]
+            for group, rows, last in connection.execute(fresh).all():
+                self._counts[group] = self._counts.get(group, 0) + rows
+                self._counted_to = max(self._counted_to, last)
+            known = connection.execute(select(contexts)).all()
+        return [(row.group, row.model, row.text, self._counts[row.group]) for row in known if row.group in self._counts]
+
+    def judged_before(self, group: str) -> int:
+        """The number of the group's first row whose audit is still due; one past its last row if none is.
+
+        Up to there the coin rows are a fair sample: those that the expert answered are not missing.
+        """
+        due = case(
+            (experience.c.coin & experience.c.answer.is_(None) & experience.c.body.is_not(None), experience.c.number)
+        )
+        query = select(func.coalesce(func.min(due), func.max(experience.c.number) + 1))
+        with self._store.begin() as connection:
+            return connection.execute(query.where(experience.c.group == group)).scalar() or 0
 
     def rows(self, group: str) -> list[Row]:
         """All answers of the big model's in a group, oldest first."""
@@ -117,12 +134,17 @@ class Memory:
         """The expert of the task that was demoted last."""
         return self._latest(task, "demoted")
 
-    def last_row_before_demotion(self, task: Task) -> int:
-        """The number of the last row of experience from before the task's last demotion; 0 if there was none."""
-        ended = select(func.max(experts.c.ended)).where(experts.c.task == task.id, experts.c.status == "demoted")
-        query = select(func.max(experience.c.number)).where(experience.c.at <= ended.scalar_subquery())
+    def demoted_at(self, task: Task) -> float:
+        """When an expert of the task was last demoted; 0 if none was."""
+        query = select(func.max(experts.c.ended)).where(experts.c.task == task.id, experts.c.status == "demoted")
         with self._store.begin() as connection:
-            return connection.execute(query).scalar() or 0
+            return connection.execute(query).scalar() or 0.0
+
+    def last_row_at(self, at: float) -> int:
+        """The number of the last row of experience of that time or earlier; 0 if there is none."""
+        with self._store.begin() as connection:
+            found = connection.execute(select(func.max(experience.c.number)).where(experience.c.at <= at))
+            return found.scalar() or 0
 
     def _latest(self, task: Task, status: str) -> InPlace | None:
         query = (

@@ -58,7 +58,7 @@ class LearnerProcess:
             code = self._run_once()
             if self._stopping.is_set():
                 return
-            deaths = 0 if time.monotonic() - started > 600.0 else deaths + 1
+            deaths = 1 if time.monotonic() - started > 600.0 else deaths + 1
             pause = BACK_OFF_S[min(deaths, len(BACK_OFF_S)) - 1]
             log.warning("the learning process ended with code %s; it starts again in %.0f s", code, pause)
             self._stopping.wait(pause)

@@ -67,7 +67,7 @@ def group_key(model: str, settings: str, kind: str, shared: str) -> str:
     """A short stable key. Requests to another model or with other settings (`max_tokens`, `stop`, an answer's
     format, …) are of another group: an expert then gives only answers that those settings allow.
     """
-    digest = hashlib.sha256("\x00".join((model, settings, shared)).encode(errors="surrogatepass")).hexdigest()
+    digest = hashlib.sha256("\x00".join((kind, model, settings, shared)).encode(errors="surrogatepass")).hexdigest()
     return f"{kind}:{digest[:24]}"
 
 

@@ -63,7 +63,7 @@ def node_app(settings: ServeSettings) -> Starlette:
     node = Node(
         store,
         endpoint,
-        Roster(store, {key.public}),
+        Roster(store, {key.public}, delta=settings.promise.delta),
         tariff=settings.tariff,
         audit_rate=settings.audit_rate,
         logprobs=settings.logprobs,

@@ -7,8 +7,9 @@ a row; all others point to row 0, which is zero, so that unknown text costs conf
 
     logits = Σ over towers of  Σ table(f) · gain(f) / √Σ weight(f)²  +  bias
 
-The division is TF-IDF's: a text's length does not count. Confidence is p₁ / (p₁ + p₂), the best label against
-the second best alone: 1 / (1 + exp(second − best logit)), in [0.5, 1]. It ranks answers better than p₁ does
+where the inner sums run over the distinct rows f of the text. The division is TF-IDF's: a text's length does
+not count. Confidence is p₁ / (p₁ + p₂), the best label against the second best alone, which is
+1 / (1 + exp(second − best logit)) and lies in [0.5, 1]. It ranks answers better than p₁ does
 (`bench/static_log.md`): a ranking that `cascade.guarantee` turns into a promise, not itself a promise.
 
 On disk: `weights.safetensors` (arrays named `<tower>.<array>`) and `static.json`. Never pickle.

@@ -19,6 +19,17 @@ _SMALLEST_NORM = 1e-6  # a text of unknown features has norm 0 and pools to zero
 _TYPES: dict[str, tuple[type[np.generic], ...]] = {"slots": (np.uint16, np.uint32), "table": (np.int8,)}
 
 
+def rows_of(
+    found: Features, slots: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], *, words_only: bool
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """As `Tower.rows`: each row once however often the text repeats it, which ranks better than counts."""
+    rows = slots.take(found.buckets[: found.words] if words_only else found.buckets)
+    rows.sort()
+    first = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:], rows[:-1], first[1:])
+    return rows[first]
+
+
 class Tower(msgspec.Struct, frozen=True, eq=False):
     """Arrays of a tower: b buckets, r rows, k labels.
 
@@ -41,8 +52,8 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
         return {name: array for name, array in named if isinstance(array, np.ndarray)}
 
     def rows(self, found: Features) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Rows [m] of a text's features, 0 for those that own none."""
-        return self.slots.take(found.buckets[: found.words] if self.words_only else found.buckets)
+        """The distinct rows [m] of a text's features, ascending; 0 stands for those that own none."""
+        return rows_of(found, self.slots, words_only=self.words_only)
 
     def logits_one(self, found: Features) -> FloatArray:
         """Logits [k] of one text."""

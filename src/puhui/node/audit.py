@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from sqlalchemy import insert, select, update
 
-from puhui.cascade.agreement import loss_of
+from puhui.cascade.agreement import NOT_TEXT, loss_of
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import PuhuiError, StoreError, UpstreamRefused
 from puhui.core.request import Message, Request
@@ -26,6 +26,7 @@ log = logging.getLogger("puhui.node")
 
 RETRY_AFTER_S = 5.0
 LET_THE_REPLY_LEAVE_S = 0.002
+LATER = (401, 403, 408, 429)  # a key that is missing for now, or too many questions: no verdict on the request
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -42,8 +43,8 @@ class Auditor:
     """Asks the big model about audited requests, one at a time, in the order in which they came.
 
     Each audit's row is in the store before the user has the answer, so a node that was killed takes up at its
-    next start what was due. `open_case` gives the case for an expert's audit that was left over, `judge` is told
-    of each audit whose case is decided.
+    next start what was due. `open_case` gives the case of such an audit (of this expert, of this request);
+    `judge` is told of each audit whose case is decided.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Auditor:
         big: Answerer,
         tariff: Tariff,
         *,
-        open_case: Callable[[str], Case],
+        open_case: Callable[[str, str], Case],
         judge: Callable[[Audit], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -78,7 +79,13 @@ class Auditor:
         rows = select(experience).where(experience.c.answer.is_(None), experience.c.body.is_not(None))
         with self._store.begin() as connection:
             return [
-                Audit(_request(row.id, row.body), row.task or "", row.expert, row.expert_answer, self._case(row.expert))
+                Audit(
+                    _request(row.id, row.body),
+                    row.task or "",
+                    row.expert,
+                    row.expert_answer,
+                    self._case(row.expert, row.id),
+                )
                 for row in connection.execute(rows.order_by(experience.c.number))
             ]
 
@@ -97,9 +104,10 @@ class Auditor:
             try:
                 await self._ask(self._due[0])
             except UpstreamRefused as error:
-                if error.status < 500 and error.status != 429:
+                if error.status < 500 and error.status not in LATER:
                     await self._give_up(self._due.popleft(), error)
                     continue
+                log.warning("an audit waits: %s", error)
                 await asyncio.sleep(RETRY_AFTER_S)
             except PuhuiError as error:
                 log.warning("an audit waits: %s", error)
@@ -111,7 +119,7 @@ class Auditor:
         answer = await self._big(audit.request)
         answer.usage = meter(audit.request, answer, self._tariff)
         # An answer that is not text (a tool call, say) is a disagreement like any other.
-        said = answer.text if answer.text is not None else "\x00not text"
+        said = answer.text if answer.text is not None else NOT_TEXT
         await asyncio.to_thread(self._write, audit, answer, said)
         audit.case.loss = loss_of(audit.given, said)
         await self._judge(audit)

@@ -92,7 +92,7 @@ def draw_up(store: Store, by: By, *, currency: str, since: float | None = None, 
         line = lines.setdefault(key[by](row), Line(name=key[by](row)))
         for entry in (line, total):
             _add(entry, row, typical)
-            if row.task in proven:
+            if row.task in proven and row.expert and row.kind == "request":
                 risks = (proven[row.task][0], entry.proven_risk or 0.0)
                 entry.proven_risk, entry.epsilon = max(risks), max(proven[row.task][1], entry.epsilon or 0.0)
     ordered = [lines[name] for name in sorted(lines)]
@@ -179,11 +179,13 @@ def _typical_big(rows: list[Any]) -> Callable[[Any], tuple[Energy, float, float]
 
 
 def _tasks(store: Store) -> tuple[dict[str, str], dict[str, tuple[float, float]]]:
-    """Each task's name, and the greatest proven bound of an expert that answered it, with its ε."""
+    """Each task's name, and the greatest proven bound of its experts whose promise held, with its ε."""
     with store.begin() as connection:
         names = {row.id: row.name for row in connection.execute(select(tasks.c.id, tasks.c.name))}
         bounds = connection.execute(
-            select(experts.c.task, func.max(experts.c.risk_bound), func.max(experts.c.epsilon)).group_by(experts.c.task)
+            select(experts.c.task, func.max(experts.c.risk_bound), func.max(experts.c.epsilon))
+            .where(experts.c.status.in_(("active", "retired")))
+            .group_by(experts.c.task)
         )
         return names, {task: (risk, epsilon) for task, risk, epsilon in bounds}
 

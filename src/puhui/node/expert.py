@@ -49,7 +49,11 @@ class Docket:
 
 
 class Expert:
-    """Answers the requests of one task. `served` counts the requests it has seen, sure or not."""
+    """Answers the requests of one task.
+
+    `served` counts the requests it has seen, sure or not; `left_over` are the open cases of an earlier run, by
+    request.
+    """
 
     def __init__(
         self, id: str, task: Task, model: StaticModel, threshold: float, watch: RiskMonitor, served: int = 0
@@ -62,6 +66,7 @@ class Expert:
         self.watch = watch
         self.docket = Docket(watch)
         self.served = served
+        self.left_over: dict[str, Case] = {}
 
     async def __call__(self, request: Request) -> Answer:
         """Its label for the request's question, with its confidence; never waits for anything."""

@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
+from puhui.cascade.agreement import NOT_TEXT
 from puhui.cascade.cascade import Cascade, Stage
 from puhui.core.answer import Answer, Answerer, Usage
-from puhui.core.errors import PuhuiError, StoreError, UpstreamError, UpstreamRefused
+from puhui.core.errors import PuhuiError, StoreError, UpstreamError, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
 from puhui.core.settings import AuditRate, Tariff
 from puhui.energy.power import estimate_joules
@@ -24,7 +25,7 @@ from puhui.evolve.traffic import Traffic, sort_request
 from puhui.node.audit import Audit, Auditor
 from puhui.node.expert import Case, Expert
 from puhui.node.meter import meter
-from puhui.node.roster import DEMOTED, Roster
+from puhui.node.roster import DEMOTED, Roster, broken_promise
 from puhui.store.database import Store
 from puhui.store.journal import Entry, Journal
 from puhui.store.records import event_row, failure_row, request_row
@@ -74,6 +75,7 @@ class Node:
         self._coins = random.Random(seed)
         self._auditor = Auditor(store, big, tariff, open_case=self._open_case, judge=self._judge)
         self._known_contexts: set[str] = set()
+        self._cpu_of_experts = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Node:
@@ -122,7 +124,10 @@ class Node:
         if expert is not None:
             expert.served += 1
             served = expert.served
-        coin = self._coins.random() < self._audit_rate.at(served)
+        rate = self._audit_rate.at(served)
+        if expert is not None and expert.watch.suspicious:
+            rate = max(rate, self._audit_rate.probation)
+        coin = self._coins.random() < rate
         case = expert.docket.open() if expert is not None and coin else None
         return Seat(traffic, name, expert, coin, case)
 
@@ -140,7 +145,9 @@ class Node:
         answer.usage = meter(request, answer, self.tariff)
         entries: list[Entry] = [(ledger, request_row(request, answer, seat.task))]
         audit = answer.expert is not None and seat.coin
-        if seat.traffic is not None and (audit or (answer.expert is None and answer.text is not None)):
+        if answer.expert is not None:
+            self._cpu_of_experts += answer.usage.cpu_seconds
+        if seat.traffic is not None and (audit or answer.expert is None):
             await self._remember_context(request, seat.traffic)
             entries.append((experience, _experience_row(request, answer, seat, seat.traffic)))
         try:
@@ -182,18 +189,20 @@ class Node:
         await self._journal.append([(ledger, failure_row(request, seat.task, status, reason))])
 
     async def _remember_context(self, request: Request, traffic: Traffic) -> None:
-        if traffic.group in self._known_contexts:
-            return
-        self._known_contexts.add(traffic.group)
-        await asyncio.to_thread(self._write_context, request.model, traffic)
+        """Keeps the group's system prompt, once. If it cannot be kept now, the group's next request tries again."""
+        if traffic.group not in self._known_contexts:
+            await asyncio.to_thread(self._write_context, request.model, traffic)
+            self._known_contexts.add(traffic.group)
 
     def _write_context(self, model: str, traffic: Traffic) -> None:
-        with contextlib.suppress(StoreError), self.store.begin() as connection:  # another request was first
-            connection.execute(insert(contexts), {"group": traffic.group, "model": model, "text": traffic.context})
+        row = {"group": traffic.group, "model": model, "text": traffic.context}
+        with self.store.begin() as connection:
+            if connection.execute(select(contexts.c.group).where(contexts.c.group == traffic.group)).first() is None:
+                connection.execute(insert(contexts), row)
 
-    def _open_case(self, expert: str) -> Case:
+    def _open_case(self, expert: str, request: str) -> Case:
         held = self.roster.get(expert)
-        return held.docket.open() if held is not None else Case()
+        return held.left_over.pop(request, Case()) if held is not None else Case()
 
     async def _judge(self, audit: Audit) -> None:
         expert = self.roster.get(audit.expert)
@@ -204,12 +213,7 @@ class Node:
         """Tells the expert's watch what is known; the loss that is one too many ends the expert at once."""
         if not expert.docket.settle() or self.roster.take(expert.id) is None:
             return
-        watch = expert.watch
-        reason = (
-            f"risk above {watch.epsilon:.1%} is proven: {watch.losses:.0f} of {watch.observations} sampled requests "
-            f"got another answer than the big model's (evidence {watch.evidence:.0f} of {1 / watch.delta:.0f}); "
-            f"proven by the audit of {request}"
-        )
+        reason = broken_promise(expert.watch, f"by the audit of {request}")
         log.warning("expert %s of task %s steps down: %s", expert.id[:12], expert.task.name, reason)
         await asyncio.to_thread(self.roster.end, expert.id, DEMOTED, "demotion", reason, expert.task.id)
 
@@ -235,7 +239,9 @@ class Node:
 
     async def _note_own_work(self, before: float) -> float:
         now = time.process_time()
-        usage = price_usage(Usage(cpu_seconds=now - before, energy=estimate_joules(now - before)), self.tariff)
+        spent = max(0.0, now - before - self._cpu_of_experts)  # theirs is in the ledger with their answers
+        self._cpu_of_experts = 0.0
+        usage = price_usage(Usage(cpu_seconds=spent, energy=estimate_joules(spent)), self.tariff)
         row = event_row("node", at=time.time(), task=None, expert=None, note="the node's own work", usage=usage)
         with contextlib.suppress(StoreError):
             await self._journal.append([(ledger, row)])
@@ -253,7 +259,9 @@ class Node:
 
 
 def _status(error: PuhuiError) -> int:
-    return error.status if isinstance(error, UpstreamRefused) else 502
+    if isinstance(error, UpstreamRefused):
+        return error.status
+    return 504 if isinstance(error, UpstreamTimeout) else 502
 
 
 def _audit(request: Request, answer: Answer, expert: Expert, case: Case) -> Audit:
@@ -275,7 +283,7 @@ def _experience_row(request: Request, answer: Answer, seat: Seat, traffic: Traff
         "at": time.time(),
         "group": traffic.group,
         "input": traffic.input,
-        "answer": None if by_expert else answer.text,
+        "answer": None if by_expert else NOT_TEXT if answer.text is None else answer.text,
         "alternatives": answer.alternatives or None,
         "coin": seat.coin,
         "expert": seat.expert.id if seat.expert is not None else None,

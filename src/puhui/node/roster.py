@@ -14,6 +14,7 @@ from puhui.cascade.agreement import loss_of
 from puhui.cascade.monitor import RiskMonitor
 from puhui.compress.bundle import open_bundle
 from puhui.core.errors import BundleError
+from puhui.core.settings import Promise
 from puhui.evolve.traffic import Task, TaskIndex, Traffic
 from puhui.node.expert import Expert
 from puhui.store.database import Store
@@ -28,8 +29,10 @@ ACTIVE, RETIRED, DEMOTED, REFUSED = "active", "retired", "demoted", "refused"
 class Roster:
     """The tasks and experts that a node knows. Reading the store takes place off the event loop."""
 
-    def __init__(self, store: Store, trusted: Collection[str]) -> None:
+    def __init__(self, store: Store, trusted: Collection[str], *, delta: float = Promise().delta) -> None:
+        """`trusted` are the public keys whose experts are loaded, `delta` is the level of each expert's watch."""
         self._store = store
+        self._delta = delta
         self._trusted = trusted
         self._index = TaskIndex()
         self._by_task: dict[str, Expert] = {}
@@ -88,21 +91,34 @@ class Roster:
             log.error("expert %s is refused: %s", row.id[:12], error)
             self.end(row.id, REFUSED, "refusal", str(error), task.id)
             return None
-        watch = RiskMonitor(epsilon=row.epsilon, delta=row.delta)
+        expert = Expert(row.id, task, model, row.threshold, RiskMonitor(epsilon=row.epsilon, delta=self._delta))
+        if self._replay(expert, row.created):
+            self.end(row.id, DEMOTED, "demotion", broken_promise(expert.watch, "before the node stopped"), task.id)
+            return None
+        return expert
+
+    def _replay(self, expert: Expert, since: float) -> bool:
+        """Tells the watch what an earlier run saw, in the order of the requests; whether the promise is broken."""
         with self._store.begin() as connection:
-            served = connection.execute(
+            expert.served = connection.execute(
                 select(func.count()).where(
-                    ledger.c.kind == "request", ledger.c.task == task.id, ledger.c.at >= row.created
+                    ledger.c.kind == "request", ledger.c.task == expert.task.id, ledger.c.at >= since
                 )
             ).scalar_one()
-            audited = connection.execute(
-                select(experience.c.expert_answer, experience.c.answer)
-                .where(experience.c.expert == row.id, experience.c.coin, experience.c.answer.is_not(None))
+            sampled = connection.execute(
+                select(experience)
+                .where(experience.c.expert == expert.id, experience.c.coin)
                 .order_by(experience.c.number)
-            )
-            for given, answer in audited:
-                watch.update(loss_of(given, answer))
-        return Expert(row.id, task, model, row.threshold, watch, served)
+            ).all()
+        for row in sampled:
+            case = expert.docket.open()
+            if row.answer is not None:
+                case.loss = loss_of(row.expert_answer, row.answer)
+            elif row.body is not None:
+                expert.left_over[row.id] = case
+            else:
+                case.dropped = True
+        return expert.docket.settle()
 
     def end(self, expert: str, status: str, kind: str, reason: str, task: str) -> None:
         """Writes down that an expert is out, and why (blocking). Once out, it stays out."""
@@ -115,3 +131,11 @@ class Roster:
             )
             if changed.rowcount:
                 connection.execute(insert(ledger), event_row(kind, at=now, task=task, expert=expert, note=reason))
+
+
+def broken_promise(watch: RiskMonitor, when: str) -> str:
+    """Why an expert steps down, in words for the ledger."""
+    return (
+        f"risk above {watch.epsilon:.1%} is proven: {watch.losses:.0f} of {watch.observations} sampled requests "
+        f"got another answer than the big model's (evidence {watch.evidence:.0f} of {1 / watch.delta:.0f}), {when}"
+    )

@@ -16,6 +16,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from puhui.core.errors import StoreError
 from puhui.store.tables import SCHEMA_VERSION, about, metadata
 
+# Reading a whole store through at each opening is for small ones; a larger one tells of damage where it is met.
+CHECKED_AT_OPENING_BYTES = 64 * 1024 * 1024
+
 
 class Store:
     """An open store. `begin()` gives a connection in a transaction that commits when the block ends."""
@@ -60,14 +63,16 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def open_store(url: str, *, durable: bool = False) -> Store:
-    """Opens the store at `url` (made if it is not there) and checks that it is sound and of this version.
+def open_store(url: str, *, durable: bool = False, create: bool = True) -> Store:
+    """Opens the store at `url` (made if it is not there and `create`); checks that it is sound and of this version.
 
     `durable` makes each commit wait for the disk itself, so that a power cut loses nothing either; without it
     a commit is safe against the death of any process, not of the machine.
     """
     parsed = _parse(url)
     path = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+    if path is not None and not create and not path.exists():
+        raise StoreError(f"there is no store at {path}; `puhui serve` makes one, --store and --data-dir name another")
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,7 @@ def _sqlite_pragmas(durable: bool) -> Any:
 def _prepare(store: Store) -> None:
     """Makes what is missing and checks what is there; of processes that do so at once, all succeed."""
     with store.begin() as connection:
-        if store.engine.dialect.name == "sqlite":
+        if store.engine.dialect.name == "sqlite" and _bytes_of(connection) <= CHECKED_AT_OPENING_BYTES:
             found = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
             if found != "ok":
                 raise StoreError(f"{store} is damaged: {found}; {_RECOVER}")
@@ -135,6 +140,12 @@ def _prepare(store: Store) -> None:
             f"{store} has schema {version}, this Puhui reads schema {SCHEMA_VERSION}; "
             "use the Puhui that wrote it, or give another --store"
         )
+
+
+def _bytes_of(connection: Connection) -> int:
+    pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+    size = connection.execute(text("PRAGMA page_size")).scalar_one()
+    return int(pages) * int(size)
 
 
 def _version(store: Store) -> str | None:

@@ -16,8 +16,8 @@ about = Table(
 )
 
 # Everything that used energy or changed who answers, one row each, append-only: what was asked of the node
-# (`request`), audits (`audit`), training (`learning`), and experts that came and went (`promotion`, `demotion`,
-# `refusal`). `note` says why in words.
+# (`request`), audits (`audit`), training (`learning`), the node's own work (`node`), and experts that came and
+# went (`promotion`, `demotion`, `refusal`). `note` says why in words.
 ledger = Table(
     "ledger",
     metadata,
