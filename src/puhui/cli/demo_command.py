@@ -33,7 +33,11 @@ def demo(
     requests: Annotated[
         int | None, typer.Option(min=1, help="Send no more than this many.", show_default="all")
     ] = None,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")] = 30.0,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at once.")] = 2,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Requests a second.", show_default="the next when the last is answered"),
+    ] = None,
     risk: Annotated[float, typer.Option(help="ε of the guarantee.")] = 0.02,
     delta: Annotated[float, typer.Option(help="δ of the guarantee.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the order of the requests.")] = 0,
@@ -50,6 +54,7 @@ def demo(
         data=data,
         system=system,
         requests=requests,
+        clients=clients,
         rate=rate,
         drift=drift,
         seed=seed,

@@ -1,4 +1,4 @@
-"""Requests sent at a steady rate over a few kept connections, and what came back."""
+"""Requests sent over a few kept connections, as fast as they are answered or at a steady rate, and what came back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-
-CLIENTS = 8
 
 
 class Sent(msgspec.Struct):
@@ -50,7 +48,7 @@ def send_all(
     *,
     rate: float | None,
     key: str | None = None,
-    clients: int = CLIENTS,
+    clients: int,
     done: Callable[[Sent], None],
 ) -> None:
     """POSTs every body to `base_url`/chat/completions; `done` is told of each as it comes back, in any order.

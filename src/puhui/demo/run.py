@@ -42,7 +42,8 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     data: Path | None = None
     system: str = ""
     requests: int | None = None
-    rate: float = 30.0
+    clients: int = 2
+    rate: float | None = None
     drift: bool = False
     seed: int = 0
     promise: Promise = Promise()
@@ -80,9 +81,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         processes.start("node", _node_arguments(settings, world, port, folder), f"{node}/healthz")
         console.print(f"[bold]3[/bold]  A node in front of it: {node}/v1 (logs and results: {settings.out})")
         bodies = [_body(job, item, world.model) for item in job.traffic]
-        console.print(
-            f"[bold]4[/bold]  The traffic, {settings.rate:g} requests a second; experts are learned beside it."
-        )
+        console.print(f"[bold]4[/bold]  The traffic, {_pace(settings)}; experts are learned beside it.")
         change = _change_of_answers(job) if settings.drift else {}
         sent = _traffic(settings, world, node, bodies, change, console)
         console.print("[bold]5[/bold]  The big model is asked for everything that an expert answered.")
@@ -144,6 +143,12 @@ def _node_arguments(settings: DemoSettings, world: World, port: int, folder: Pat
     return arguments + (["--key-env", settings.key_env] if settings.key_env else [])
 
 
+def _pace(settings: DemoSettings) -> str:
+    if settings.rate is not None:
+        return f"{settings.rate:g} requests a second"
+    return f"from {settings.clients} clients at once, each sending its next request when it has its answer"
+
+
 def _body(job: Job, item: Item, model: str) -> bytes:
     return msgspec.json.encode({"model": model, "messages": job.messages(item)})
 
@@ -172,11 +177,12 @@ def _traffic(
             sent.append(one)
             live.add(one)
 
-        send_all(f"{node}/v1", bodies[:half], rate=settings.rate, done=lambda one: done(one, 0))
+        pace: dict[str, Any] = {"rate": settings.rate, "clients": settings.clients}
+        send_all(f"{node}/v1", bodies[:half], **pace, done=lambda one: done(one, 0))
         if change:
             world.change(change)
             console.print(f"   The world changes: {len(change)} answers trade places.")
-            send_all(f"{node}/v1", bodies[half:], rate=settings.rate, done=lambda one: done(one, half))
+            send_all(f"{node}/v1", bodies[half:], **pace, done=lambda one: done(one, half))
     if not any(one.status == 200 for one in sent):
         reason = next((one.error for one in sent), "no request was sent")
         raise UpstreamError(f"not one request was answered: {reason}; see {settings.out / 'logs'}")

@@ -92,7 +92,14 @@ def run_app(app: Starlette, host: str, port: int) -> None:
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port"
         ) from error
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -23,9 +23,11 @@ CHECKED_AT_OPENING_BYTES = 64 * 1024 * 1024
 class Store:
     """An open store. `begin()` gives a connection in a transaction that commits when the block ends."""
 
-    def __init__(self, engine: Engine, url: str) -> None:
+    def __init__(self, engine: Engine, url: str, *, commits_without_waiting: bool = False) -> None:
+        """`commits_without_waiting`: a commit goes to the operating system and does not wait for the disk."""
         self.engine = engine
         self.url = url
+        self.commits_without_waiting = commits_without_waiting
 
     def __repr__(self) -> str:
         return f"Store({make_url(self.url).render_as_string(hide_password=True)!r})"
@@ -81,7 +83,7 @@ def open_store(url: str, *, durable: bool = False, create: bool = True) -> Store
         raise StoreError(f"the store {parsed} cannot be opened: {error}") from error
     if path is not None:
         event.listen(engine, "connect", _sqlite_pragmas(durable))
-    store = Store(engine, url)
+    store = Store(engine, url, commits_without_waiting=path is not None and not durable)
     try:
         _prepare(store)
     except StoreError:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Table, insert
+from sqlalchemy import Connection, Insert, Table, insert, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from puhui.core.errors import StoreError
@@ -19,23 +19,31 @@ Row = Mapping[str, Any]
 Entry = tuple[Table, Row]
 Waiting = tuple[Sequence[Entry], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
+AT_ONCE_MS = 20  # how long the event loop may wait for another process's commit
+CHECKPOINT_EVERY_COMMITS = 2000
+
 
 class Journal:
-    """Appends rows to a store from an event loop, through one writer thread.
+    """Appends rows to a store from an event loop.
 
-    While the writer commits, entries of other requests gather; the next commit takes all of them. Where that
-    fails because of one request's row, the others are committed without it. A failure is told to every request
-    that it concerns, so none is acknowledged without its row.
+    A commit that has not to wait for the disk takes a tenth of a millisecond, less than to wake another thread:
+    then the loop itself commits what its requests have gathered since its last turn. Where the disk is waited
+    for, the store is not a file, or another process holds it, a writer thread commits; while it does, further
+    entries gather for its next commit.
+
+    Where a commit fails because of one request's row, the others are committed without it. A failure is told
+    to every request that it concerns, so none is acknowledged without its row.
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._at_once = _Writer(store, AT_ONCE_MS) if store.commits_without_waiting else None
+        self._patient = _Writer(store)
+        self._gathered: list[Waiting] = []
         self._waiting: deque[Waiting] = deque()
         self._door = threading.Lock()
         self._wake = threading.Semaphore(0)
         self._closing = False
-        self._connection: Connection | None = None
-        self._statements: dict[Table, Insert] = {}
+        self._commits = 0
         self._thread = threading.Thread(target=self._run, name="puhui-journal", daemon=True)
         self._thread.start()
 
@@ -46,8 +54,12 @@ class Journal:
         with self._door:
             if self._closing:
                 raise StoreError("the journal is closed: the node is shutting down")
-            self._waiting.append((entries, loop, done))
-        self._wake.release()
+            if self._at_once is None:
+                self._hand_over([(entries, loop, done)])
+            else:
+                self._gathered.append((entries, loop, done))
+                if len(self._gathered) == 1:
+                    loop.call_soon(self._commit_gathered, self._at_once)
         # A caller that goes away must not undo what is already on its way to disk.
         await asyncio.shield(done)
 
@@ -55,8 +67,32 @@ class Journal:
         """Commits what is waiting and stops the writer."""
         with self._door:
             self._closing = True
-        self._wake.release()
+            self._hand_over(self._gathered)
+            self._gathered = []
         self._thread.join()
+        if self._at_once is not None:
+            self._at_once.hang_up()
+
+    def _hand_over(self, batch: Sequence[Waiting]) -> None:
+        self._waiting.extend(batch)
+        self._wake.release()
+
+    def _commit_gathered(self, writer: _Writer) -> None:
+        """On the event loop: one commit for all that its last turn brought; the thread has what cannot be now."""
+        with self._door:
+            batch, self._gathered = self._gathered, []
+        if not batch:
+            return
+        try:
+            writer.insert(_by_table(batch))
+        except StoreError:
+            self._hand_over(batch)
+            return
+        self._commits += 1
+        if self._commits % CHECKPOINT_EVERY_COMMITS == 0:
+            self._wake.release()
+        for _, _, done in batch:
+            _settle(done, None)
 
     def _run(self) -> None:
         while True:
@@ -66,14 +102,16 @@ class Journal:
                 batch.append(self._waiting.popleft())
             if batch:
                 self._commit(batch)
-            elif self._closing:
-                self._hang_up()
+            elif not self._closing:
+                self._patient.checkpoint()
+            if self._closing and not self._waiting:
+                self._patient.hang_up()
                 return
 
     def _commit(self, batch: list[Waiting]) -> None:
         failure: StoreError | None = None
         try:
-            self._insert(_by_table(entry for entries, _, _ in batch for entry in entries))
+            self._patient.insert(_by_table(batch))
         except StoreError as error:
             failure = error
             if len(batch) > 1 and not isinstance(error.__cause__, OperationalError):  # not the store, but a row
@@ -84,36 +122,67 @@ class Journal:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, done, failure)
 
-    def _insert(self, rows: dict[Table, list[Row]]) -> None:
-        """One transaction, on a connection that is kept: taking one from the pool costs as much as the rows."""
+
+class _Writer:
+    """Inserts on a connection that is kept: taking one from the pool costs as much as the rows.
+
+    `patience_ms` is how long it waits for another process's commit (None: as the store has it). A writer with a
+    limit leaves checkpoints, which wait for the disk, to others.
+    """
+
+    def __init__(self, store: Store, patience_ms: int | None = None) -> None:
+        self._store = store
+        self._patience_ms = patience_ms
+        self._connection: Connection | None = None
+        self._statements: dict[Table, Insert] = {}
+
+    def insert(self, rows: dict[Table, list[Row]]) -> None:
+        """All rows in one transaction; `StoreError` if it fails."""
         with self._store.explained():
             try:
                 if self._connection is None:
-                    self._connection = self._store.engine.connect()
+                    self._connection = self._connect()
                 with self._connection.begin():
                     for table, of_table in rows.items():
                         statement = self._statements.setdefault(table, insert(table))
                         self._connection.execute(statement, of_table)
             except Exception:
-                self._hang_up()
+                self.hang_up()
                 raise
 
-    def _hang_up(self) -> None:
+    def checkpoint(self) -> None:
+        """Moves what SQLite's write-ahead log holds into the store's file, as far as nobody reads it."""
+        if self._store.commits_without_waiting:
+            with contextlib.suppress(StoreError), self._store.begin() as connection:
+                connection.execute(text("PRAGMA wal_checkpoint(PASSIVE)"))
+
+    def hang_up(self) -> None:
+        """Gives the connection back."""
         if self._connection is not None:
             with contextlib.suppress(SQLAlchemyError):
+                self._connection.invalidate()  # its settings are not for others
                 self._connection.close()
             self._connection = None
 
+    def _connect(self) -> Connection:
+        connection = self._store.engine.connect()
+        if self._patience_ms is not None:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={self._patience_ms}")
+            connection.exec_driver_sql("PRAGMA wal_autocheckpoint=0")
+            connection.commit()
+        return connection
 
-def _by_table(entries: Any) -> dict[Table, list[Row]]:
+
+def _by_table(batch: Iterable[Waiting]) -> dict[Table, list[Row]]:
     rows: dict[Table, list[Row]] = {}
-    for table, row in entries:
-        rows.setdefault(table, []).append(row)
+    for entries, _, _ in batch:
+        for table, row in entries:
+            rows.setdefault(table, []).append(row)
     return rows
 
 
 def _settle(done: asyncio.Future[None], failure: StoreError | None) -> None:
-    if done.cancelled():
+    if done.done():  # its request was cancelled
         return
     if failure is None:
         done.set_result(None)
