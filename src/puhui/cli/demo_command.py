@@ -33,7 +33,7 @@ def demo(
     requests: Annotated[
         int | None, typer.Option(min=1, help="Send no more than this many.", show_default="all")
     ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at once.")] = 2,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at once.")] = 3,
     rate: Annotated[
         float | None,
         typer.Option(min=0.1, help="Requests a second.", show_default="the next when the last is answered"),

@@ -51,8 +51,8 @@ class AuditRate(msgspec.Struct, frozen=True):
     expert, `steady` from then on. All lie in (0, 1].
     """
 
-    learning: float = 0.5
-    probation: float = 0.5
+    learning: float = 0.6
+    probation: float = 0.6
     steady: float = 0.05
     probation_requests: int = 4_000
 

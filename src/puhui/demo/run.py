@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import platformdirs
 from rich.console import Console
 from sqlalchemy import select
 
+from puhui.compress.bundle import open_expert
 from puhui.core.errors import SettingsError, UpstreamError
 from puhui.core.settings import Promise
 from puhui.demo.big import NAME, encoder_folder
@@ -31,6 +33,7 @@ from puhui.store.database import open_store, sqlite_url
 from puhui.store.tables import experts
 
 CHANGED_SHARE = 1 / 3
+SIDE_BY_SIDE = 300
 
 
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +45,7 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     data: Path | None = None
     system: str = ""
     requests: int | None = None
-    clients: int = 2
+    clients: int = 3
     rate: float | None = None
     drift: bool = False
     seed: int = 0
@@ -86,7 +89,8 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         sent = _traffic(settings, world, node, bodies, change, console)
         console.print("[bold]5[/bold]  The big model is asked for everything that an expert answered.")
         said = _ask_afterwards(world, bodies, sent, change, console)
-    result = _conclude(settings, job, sent, said, folder)
+        compute = _compute_side_by_side(world, job, bodies, folder)
+    result = _conclude(settings, job, sent, said, compute, folder)
     print_result(result, console)
     console.print(f"Results: {settings.out} (result.json, picture.png, requests.jsonl, node/, logs/)")
     return result
@@ -214,15 +218,40 @@ def _ask_afterwards(
     return said
 
 
+def _compute_side_by_side(world: World, job: Job, bodies: Sequence[bytes], folder: Path) -> dict[str, float | None]:
+    """CPU milliseconds of an answer, median: the same texts, one after the other, by the big model and by the expert.
+
+    Within the traffic both are interrupted by each other, and by idle pauses after which every core is slow.
+    """
+    numbers = range(0, len(bodies), max(1, len(bodies) // SIDE_BY_SIDE))
+    asked: list[Sent] = []
+    send_all(world.url, [bodies[number] for number in numbers], rate=None, key=world.key, clients=1, done=asked.append)
+    big = [one.cpu_ms for one in asked if one.status == 200 and one.cpu_ms]
+    bundles = sorted((folder / "experts").glob("*/expert.json"), key=lambda path: path.stat().st_mtime)
+    expert_ms = []
+    if bundles:
+        expert = open_expert(bundles[-1].parent)
+        for number in numbers:
+            started = time.thread_time()
+            expert.ask(job.traffic[number].text)
+            expert_ms.append((time.thread_time() - started) * 1000.0)
+    return {"big": median(big) if big else None, "expert": median(expert_ms) if expert_ms else None}
+
+
 def _conclude(
-    settings: DemoSettings, job: Job, sent: Sequence[Sent], said: Mapping[int, str | None], folder: Path
+    settings: DemoSettings,
+    job: Job,
+    sent: Sequence[Sent],
+    said: Mapping[int, str | None],
+    compute: Mapping[str, float | None],
+    folder: Path,
 ) -> dict[str, Any]:
     store = open_store(sqlite_url(folder / "puhui.db"))
     bill = draw_up(store, "total", currency="USD", now=time.time()).as_dict()
     with store.begin() as connection:
         rows = [dict(row) for row in connection.execute(select(experts).order_by(experts.c.created)).mappings()]
     store.close()
-    result = summarise(job.traffic, sent, said, bill, rows) | {"seed": settings.seed, "out": str(settings.out)}
+    result = summarise(job.traffic, sent, said, compute, bill, rows) | {"seed": settings.seed, "out": str(settings.out)}
     (settings.out / "result.json").write_text(json.dumps(result, indent=1))
     with (settings.out / "requests.jsonl").open("wb") as file:
         for one in sorted(sent, key=lambda one: one.number):

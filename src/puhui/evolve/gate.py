@@ -17,7 +17,7 @@ import msgspec
 from puhui.cascade.guarantee import Calibration, errors_allowed, spend
 from puhui.core.settings import Promise
 
-LEAST_ALLOWED_SHARE = 0.45
+LEAST_ALLOWED_SHARE = 0.5
 LEAST_COVERAGE, LESS_EACH_TIME = 0.25, 0.75
 LEAST_GAIN = 0.03
 
@@ -34,7 +34,7 @@ def is_worth_trying(promise: Promise, rows: int, attempt: int) -> bool:
     """Whether a sample of `rows` lets the task's `attempt`-th calibration (from 1) prove much.
 
     The proof allows fewer errors than ε of the rows, and on few rows none at all, which only the surest of
-    answers survive. It is worth a part of δ once nearly half of ε is allowed.
+    answers survive. It is worth a part of δ once half of ε is allowed.
     """
     allowed = errors_allowed(rows, promise.epsilon, spend(promise.delta, attempt)) if rows else -1
     return allowed >= 0 and allowed >= LEAST_ALLOWED_SHARE * promise.epsilon * rows
