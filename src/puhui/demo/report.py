@@ -29,7 +29,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         "energy of all, learning and audits included",
         f"{energy['big_alone']:.0f} J",
         f"{energy['with_puhui']:.0f} J",
-        f"{saved:+.0%} saved",
+        f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'}",
     )
     table.add_row(
         "answers that are true", _percent(result["big"]["accuracy"]), _percent(result["system"]["accuracy"]), ""
