@@ -250,7 +250,7 @@ def test_readmes_have_the_same_code() -> None:
 
 
 def test_readme_is_short_and_of_this_version() -> None:
-    assert read(README).count("\n") < 200
+    assert read(README).count("\n") < 230  # the demo's output is 35 of them
     version = re.search(r'^version = "(.+)"$', read(ROOT / "pyproject.toml"), re.MULTILINE)
     assert version is not None
     assert f"## [{version[1]}]" in read(ROOT / "CHANGELOG.md")

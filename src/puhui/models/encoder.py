@@ -43,8 +43,10 @@ class SentenceEncoder:
         try:
             import torch  # heavy: imported only by those who use an encoder
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra("A sentence encoder", "demo") from error
+        disable_progress_bar()  # a bar for a second's loading only disturbs the caller's own output
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             self._model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).eval()
