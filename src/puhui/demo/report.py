@@ -35,19 +35,23 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         "answers that are true", _percent(result["big"]["accuracy"]), _percent(result["system"]["accuracy"]), ""
     )
     console.print(table)
+    console.print(f"{result['answered']:,} of {result['requests']:,} requests answered. {_story(expert)}")
     console.print(
-        f"{result['answered']:,} of {result['requests']:,} requests answered. Experts answered "
-        f"[bold]{_percent(expert['share'])}[/bold] of all and [bold]{_percent(expert['share_final'])}[/bold] of the "
-        f"last fifth; the first was in place at request {expert['first_at_request']}. "
-        f"{expert['promotions']} were promoted, {expert['demotions']} demoted."
+        f"Energy is {energy['source']}: between {energy['with_puhui_low']:.0f} and {energy['with_puhui_high']:.0f} J."
     )
-    console.print(
+
+
+def _story(expert: Mapping[str, Any]) -> str:
+    """What the experts did, in words."""
+    if expert["first_at_request"] is None:
+        return "No expert was proven on so few requests: the big model answered them all."
+    return (
+        f"Experts answered [bold]{_percent(expert['share'])}[/bold] of all and "
+        f"[bold]{_percent(expert['share_final'])}[/bold] of the last fifth; the first was in place at request "
+        f"{expert['first_at_request']}. {expert['promotions']} were promoted, {expert['demotions']} demoted.\n"
         f"Another answer than the big model's reached the user in [bold]{_percent(expert['risk'], 2)}[/bold] of the "
         f"{expert['era_requests']:,} requests since then; proven: at most {_percent(expert['proven_risk'], 2)}. "
         "The promise is about agreement with the big model, not about truth."
-    )
-    console.print(
-        f"Energy is {energy['source']}: between {energy['with_puhui_low']:.0f} and {energy['with_puhui_high']:.0f} J."
     )
 
 
