@@ -22,6 +22,7 @@ from puhui.core.settings import AuditRate, Tariff
 from puhui.energy.power import estimate_joules
 from puhui.energy.tariff import price_usage
 from puhui.evolve.traffic import Traffic, sort_request
+from puhui.models.wire import DONE
 from puhui.node.audit import Audit, Auditor
 from puhui.node.expert import Case, Expert
 from puhui.node.meter import meter
@@ -35,7 +36,6 @@ log = logging.getLogger("puhui.node")
 
 READ_STORE_EVERY_S = 0.5
 METER_ITSELF_EVERY_S = 30.0
-DONE = b"data: [DONE]\n\n"
 
 
 class Seat(msgspec.Struct, frozen=True):
@@ -46,6 +46,11 @@ class Seat(msgspec.Struct, frozen=True):
     expert: Expert | None = None
     coin: bool = False
     case: Case | None = None
+
+    def drop(self) -> None:
+        """The request's loss will never be known; an open case would hold up all that came after it."""
+        if self.case is not None:
+            self.case.dropped = True
 
 
 class Node:
@@ -105,6 +110,9 @@ class Node:
         except UpstreamError as error:
             await self._fail(request, seat, _status(error), str(error))
             raise
+        except PuhuiError:
+            seat.drop()
+            raise
         if answer.pieces is not None:
             answer.pieces = self._streamed(request, answer, seat, answer.pieces)
             return answer
@@ -147,14 +155,13 @@ class Node:
         audit = answer.expert is not None and seat.coin
         if answer.expert is not None:
             self._cpu_of_experts += answer.usage.cpu_seconds
-        if seat.traffic is not None and (audit or answer.expert is None):
-            await self._remember_context(request, seat.traffic)
-            entries.append((experience, _experience_row(request, answer, seat, seat.traffic)))
         try:
+            if seat.traffic is not None and (audit or answer.expert is None):
+                await self._remember_context(request, seat.traffic)
+                entries.append((experience, _experience_row(request, answer, seat, seat.traffic)))
             await self._journal.append(entries)
         except StoreError:
-            if seat.case is not None:
-                seat.case.dropped = True
+            seat.drop()
             raise
         if seat.expert is None or seat.case is None:
             return
@@ -184,8 +191,7 @@ class Node:
             raise
 
     async def _fail(self, request: Request, seat: Seat, status: int, reason: str) -> None:
-        if seat.case is not None:
-            seat.case.dropped = True
+        seat.drop()
         await self._journal.append([(ledger, failure_row(request, seat.task, status, reason))])
 
     async def _remember_context(self, request: Request, traffic: Traffic) -> None:
