@@ -45,7 +45,7 @@ EPSILONS = (0.01, 0.02)
 TIMED_ANSWERS = 500
 TIMED_ROUNDS = 5
 FEW = (500, 1000, 3000)
-PredictMany = Callable[[Sequence[str]], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+PredictMany = Callable[[Sequence[str]], tuple[list[str], npt.NDArray[Any]]]
 Row = dict[str, Any]
 
 
@@ -111,13 +111,12 @@ def answer_us(predict_one: Callable[[str], object], texts: Sequence[str]) -> flo
     return min(seconds) * 1e6
 
 
-def judged(splits: dict[str, Split], labels: Sequence[str], predict_many: PredictMany) -> Row:
+def judged(splits: dict[str, Split], predict_many: PredictMany) -> Row:
     """Agreement on test; coverage and true risk on test at thresholds proven on val."""
     confidence, agrees = {}, {}
     for name in ("val", "test"):
-        numbers, confidence[name] = predict_many(splits[name].texts)
-        given = zip(numbers, splits[name].answers, strict=True)
-        agrees[name] = np.array([labels[i] == answer for i, answer in given])
+        said, confidence[name] = predict_many(splits[name].texts)
+        agrees[name] = np.array([one == answer for one, answer in zip(said, splits[name].answers, strict=True)])
     row: Row = {"agreement": float(agrees["test"].mean())}
     for epsilon in EPSILONS:
         proven = calibrate_threshold(confidence["val"], agrees["val"], epsilon=epsilon, delta=DELTA)
@@ -144,7 +143,7 @@ def static_row(splits: dict[str, Split], words: WordVectors | None, *, soft: boo
         "expert": "puhui static",
         "learned_from": "probabilities" if soft else "answers",
         "also_given": "nothing" if words is None else "word vectors",
-        **judged(splits, model.labels, model.predict_many),
+        **judged(splits, model.predict_many),
         "answer_us": answer_us(model.predict_one, splits["test"].texts[:TIMED_ANSWERS]),
         "bytes": model.size_bytes,
         "training_s": training_s,
@@ -227,16 +226,16 @@ def baseline(
 ) -> Row:
     """Judge something that gives probabilities over classes."""
 
-    def predict_many(texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def predict_many(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[Any]]:
         given = probabilities(texts)
         second, best = np.partition(given, -2, axis=1)[:, -2:].T
-        return given.argmax(axis=1), best / (best + second)
+        return [classes[number] for number in given.argmax(axis=1)], best / (best + second)
 
     return {
         "expert": expert,
         "learned_from": "answers",
         "also_given": also_given,
-        **judged(splits, list(classes), predict_many),
+        **judged(splits, predict_many),
         "answer_us": answer_us(lambda text: predict_many([text]), splits["test"].texts[:TIMED_ANSWERS]),
         "bytes": size,
         "training_s": training_s,

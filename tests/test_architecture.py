@@ -22,7 +22,8 @@ SOURCE = Path(puhui.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("models", "sense", "energy", "trust", "store"),
-    ("compress", "cascade", "knowledge"),
+    ("cascade", "knowledge"),
+    ("compress",),
     ("evolve",),
     ("node",),
     ("gateway", "scale"),

@@ -2,12 +2,13 @@
 
 The rooms, each of which imports only from floors below it:
 
-- 7 `cli`: the command `puhui`
-- 6 `demo`: the whole loop on real input
-- 5 `gateway`: any answerer over HTTP, as OpenAI's chat completions
-- 4 `node`: an answerer in front of a big model
-- 3 `evolve`: experts are found, learned, proven and replaced
-- 2 `cascade`: who answers and what is promised of it · `compress`: from answers to an expert on disk
+- 8 `cli`: the command `puhui`
+- 7 `demo`: the whole loop on real input
+- 6 `gateway`: any answerer over HTTP, as OpenAI's chat completions
+- 5 `node`: an answerer in front of a big model
+- 4 `evolve`: experts are found, learned, proven and replaced
+- 3 `compress`: the workshop, from a big model to an expert on disk
+- 2 `cascade`: who answers and what is promised of it
 - 1 `models` · `sense` · `energy` · `trust` · `store`
 - 0 `core`: requests, answers, errors, settings
 

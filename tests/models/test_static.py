@@ -37,21 +37,21 @@ MODEL = StaticModel(LABELS, OPTIONS, [tower(), tower(words_only=True, seed=1)])
 
 @given(TEXTS)
 def test_any_text_gets_a_label_and_batches_equal_singles(texts: list[str]) -> None:
-    numbers, confidences = MODEL.predict_many(texts)
-    assert len(numbers) == len(confidences) == len(texts)
-    for text, number, confidence in zip(texts, numbers, confidences, strict=True):
+    answers, confidences = MODEL.predict_many(texts)
+    assert len(answers) == len(confidences) == len(texts)
+    for text, answer, confidence in zip(texts, answers, confidences, strict=True):
         label, alone = MODEL.predict_one(text)
         assert label in MODEL.labels
         assert 0.5 <= alone <= 1.0
         assert alone == pytest.approx(float(confidence), abs=1e-5)
         if alone > 0.51:  # below, two labels may tie to rounding
-            assert label == MODEL.labels[number]
+            assert label == answer
 
 
 def test_batches_larger_than_a_chunk() -> None:
     texts = [f"text {i}" for i in range(200)]
-    numbers, _ = MODEL.predict_many(texts)
-    assert [MODEL.labels[i] for i in numbers] == [MODEL.predict_one(text)[0] for text in texts]
+    answers, _ = MODEL.predict_many(texts)
+    assert answers == [MODEL.predict_one(text)[0] for text in texts]
 
 
 def test_the_formula() -> None:

@@ -1,7 +1,7 @@
 """An expert on disk: a folder of its card, its weights and a signature, named after its content.
 
     expert.json        the card: task, labels, teacher, recipe, guarantee, digests of every other file
-    weights.safetensors, static.json
+    …                  what the family wrote (`models.family`): weights.safetensors and static.json, say
     signature.json     Ed25519 over the id, and the public key
 
 The id is the SHA-256 of `expert.json`, which holds the SHA-256 of every other file: one changed byte anywhere
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection
@@ -21,11 +22,12 @@ from typing import Any
 import msgspec
 
 from puhui.core.errors import BundleError
-from puhui.models.static import CONFIG_FILE, WEIGHTS_FILE, StaticModel
+from puhui.models.family import ExpertModel, family_class
 from puhui.trust.keys import SigningKey, verify
 
 CARD_FILE = "expert.json"
 SIGNATURE_FILE = "signature.json"
+_INSIDE = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*")
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +64,12 @@ class Signature(msgspec.Struct, frozen=True):
     signature: str
 
 
-def seal(folder: Path, card: Card, model: StaticModel, key: SigningKey) -> tuple[str, Path]:
+def seal(folder: Path, card: Card, model: ExpertModel, key: SigningKey) -> tuple[str, Path]:
     """Writes the bundle under `folder` and returns its id and place. It appears whole or not at all."""
     draft = folder / f".draft-{os.getpid()}-{time.monotonic_ns()}"
     try:
         model.save(draft)
-        files = {path.name: _digest(path) for path in sorted(draft.iterdir())}
+        files = {name: _digest(draft / name) for name in sorted(_files(draft))}
         card_bytes = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(card, files=files)), indent=1)
         expert = hashlib.sha256(card_bytes).hexdigest()
         (draft / CARD_FILE).write_bytes(card_bytes)
@@ -83,7 +85,7 @@ def seal(folder: Path, card: Card, model: StaticModel, key: SigningKey) -> tuple
 
 def open_bundle(
     folder: Path, *, expert: str | None = None, trusted: Collection[str] | None = None
-) -> tuple[Card, StaticModel]:
+) -> tuple[Card, ExpertModel]:
     """The card and the model of a bundle, once every digest and the signature hold.
 
     `expert` is the id that it must have; `trusted` the public keys that may have signed it (None: any).
@@ -104,14 +106,14 @@ def open_bundle(
         verify(signature.key, found.encode(), signature.signature)
     except BundleError as error:
         raise BundleError(f"{folder / CARD_FILE} or {SIGNATURE_FILE} was changed: {error}") from error
-    if missing := {WEIGHTS_FILE, CONFIG_FILE} - card.files.keys():
-        raise BundleError(f"{folder / CARD_FILE} gives no digest of {', '.join(sorted(missing))}")
     for name, digest in card.files.items():
-        if Path(name).name != name:
+        if not _INSIDE.fullmatch(name):
             raise BundleError(f"the bundle {folder} names a file outside itself: {name!r}")
         if _digest(folder / name) != digest:
             raise BundleError(f"{folder / name} was changed: its digest is not the one in {CARD_FILE}")
-    return card, StaticModel.load(folder)
+    if unproven := _files(folder) - {CARD_FILE, SIGNATURE_FILE} - card.files.keys():
+        raise BundleError(f"{folder / CARD_FILE} gives no digest of {', '.join(sorted(unproven))}")
+    return card, family_class(card.family).load(folder)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -125,7 +127,7 @@ class Said(msgspec.Struct, frozen=True):
 class Expert:
     """A bundle, opened: an expert that answers on this device, with NumPy alone and without a network."""
 
-    def __init__(self, card: Card, model: StaticModel) -> None:
+    def __init__(self, card: Card, model: ExpertModel) -> None:
         self.card = card
         self._model = model
         self._threshold = card.calibration.get("threshold")
@@ -153,6 +155,12 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _files(folder: Path) -> set[str]:
+    """The names of all files in the folder and its folders, but for hidden ones, which file managers leave."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _digest(path: Path) -> str:

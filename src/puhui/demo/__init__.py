@@ -1,1 +1,1 @@
-"""Floor 6: the whole loop on real input (extra `demo`)."""
+"""Floor 7: the whole loop on real input (extra `demo`)."""

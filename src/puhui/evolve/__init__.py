@@ -1,4 +1,4 @@
-"""Floor 3: experts are found, learned, proven, put in place and replaced; in a process of its own.
+"""Floor 4: experts are found, learned, proven, put in place and replaced; in a process of its own.
 
 - `traffic`: which requests are of one kind, and what varies in them
 - `discovery`: the jobs that repeat, and whether their answers form a closed set

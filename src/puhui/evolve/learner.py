@@ -27,6 +27,7 @@ from puhui.evolve.gate import Verdict, is_worth_trying, judge
 from puhui.evolve.memory import Memory, Progress, Row, answers_of
 from puhui.evolve.soft_answers import SoftAnswers
 from puhui.evolve.traffic import BARE, Task
+from puhui.models.family import ExpertModel
 from puhui.models.static import StaticModel
 from puhui.trust.keys import SigningKey
 
@@ -141,7 +142,7 @@ class Learner:
         return 0
 
     def _examine(
-        self, task: Task, progress: Progress, model: StaticModel, sample: Sequence[Row]
+        self, task: Task, progress: Progress, model: ExpertModel, sample: Sequence[Row]
     ) -> tuple[Verdict, float, float]:
         """The gate's verdict on a candidate, its agreement on the sample, and its seconds for an answer."""
         inputs = [row.input for row in sample]
@@ -185,13 +186,13 @@ class Learner:
             _, model = open_bundle(demoted.folder, expert=demoted.id)
         except BundleError:
             return []
-        numbers, confidence = model.predict_many([row.input for row in taught])
+        answers, confidence = model.predict_many([row.input for row in taught])
         asked: Counter[str] = Counter()
         kept: Counter[str] = Counter()
-        for row, number, sure in zip(taught, numbers, confidence, strict=True):
+        for row, answer, sure in zip(taught, answers, confidence, strict=True):
             if sure >= demoted.threshold:
-                asked[model.labels[number]] += 1
-                kept[model.labels[number]] += model.labels[number] == row.answer
+                asked[answer] += 1
+                kept[answer] += answer == row.answer
         still = {
             label
             for label, count in asked.items()
@@ -257,14 +258,14 @@ def _distill(lessons: Sequence[Row]) -> StaticModel:
     return distill_static([row.input for row in kept], answers, probabilities=soft)
 
 
-def _confront(model: StaticModel, sample: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def _confront(model: ExpertModel, sample: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """The candidate's confidence on the sample, and where the big model agrees with it."""
-    numbers, confidence = model.predict_many([row.input for row in sample])
-    agrees = [model.labels[number] == row.answer for number, row in zip(numbers, sample, strict=True)]
+    answers, confidence = model.predict_many([row.input for row in sample])
+    agrees = [answer == row.answer for answer, row in zip(answers, sample, strict=True)]
     return confidence, np.array(agrees, dtype=np.bool_)
 
 
-def _seconds_an_answer(model: StaticModel, inputs: Sequence[str]) -> float:
+def _seconds_an_answer(model: ExpertModel, inputs: Sequence[str]) -> float:
     """CPU seconds of one answer, the mean over `inputs` one by one."""
     started = time.thread_time()
     for text in inputs:

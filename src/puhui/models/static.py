@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 from puhui.core.errors import BundleError
 from puhui.models.hashing import FeatureOptions, features
-from puhui.models.tower import FloatArray, IntArray, Tower
+from puhui.models.tower import FloatArray, Tower
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "static.json"
@@ -82,15 +82,15 @@ class StaticModel:
         logits[best] = -np.inf
         return self.labels[best], 1.0 / (1.0 + math.exp(float(logits.max()) - highest))
 
-    def predict_many(self, texts: Sequence[str]) -> tuple[IntArray, FloatArray]:
-        """Numbers of the labels [n] and confidences [n] in [0.5, 1]; as `predict_one`, to rounding."""
-        labels = np.empty(len(texts), np.intp)
+    def predict_many(self, texts: Sequence[str]) -> tuple[list[str], FloatArray]:
+        """Labels [n] and confidences [n] in [0.5, 1]; as `predict_one`, to rounding."""
+        labels: list[str] = []
         confidences = np.empty(len(texts), np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = slice(first, first + CHUNK)
             found = [features(text, self.options) for text in texts[chunk]]
             logits = np.sum([tower.logits_many(found) for tower in self.towers], axis=0)
-            labels[chunk] = logits.argmax(axis=1)
+            labels += [self.labels[number] for number in logits.argmax(axis=1)]
             second, best = np.partition(logits, -2, axis=1)[:, -2:].T
             confidences[chunk] = 1.0 / (1.0 + np.exp(second - best))
         return labels, confidences

@@ -10,7 +10,7 @@ from puhui.core.answer import Answer, Step, Usage
 from puhui.core.request import Request
 from puhui.energy.power import estimate_joules
 from puhui.evolve.traffic import Task
-from puhui.models.static import StaticModel
+from puhui.models.family import ExpertModel
 
 
 class Case:
@@ -56,7 +56,7 @@ class Expert:
     """
 
     def __init__(
-        self, id: str, task: Task, model: StaticModel, threshold: float, watch: RiskMonitor, served: int = 0
+        self, id: str, task: Task, model: ExpertModel, threshold: float, watch: RiskMonitor, served: int = 0
     ) -> None:
         self.id = id
         self.name = f"expert:{id[:12]}"
