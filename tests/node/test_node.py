@@ -340,6 +340,31 @@ async def test_audits_follow_the_answer(store: Store, big: BigModel, key: Signin
         assert all(row.by == "big:m" and row.joules > 0 for row in audits)
 
 
+@pytest.mark.parametrize("failing", ["refused", "unwritten"])
+async def test_a_request_that_fails_does_not_hold_up_the_watch(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample.promote(store, tmp_path, key, group(), threshold=0.9)
+    async with node(store, big.url, key, ALWAYS) as served:
+        if failing == "refused":
+            big.refuse = 400
+            with pytest.raises(UpstreamRefused):
+                await served(ask("entirely different words that nobody taught"))
+            big.refuse = 200
+        else:
+            with monkeypatch.context() as broken:
+                broken.setattr(served._journal, "append", _disk_full)
+                with pytest.raises(StoreError):
+                    await served(ask("entirely different words that nobody taught"))
+        watch = served.roster.experts[0].watch
+        await served(ask("other words that nobody taught"))
+        assert watch.observations == 1  # the failed one is no observation, and this one did not wait for it
+
+
+async def _disk_full(_: object) -> None:
+    raise StoreError("the disk is full")
+
+
 async def test_an_audited_stream_is_asked_without_streaming(
     store: Store, big: BigModel, key: SigningKey, tmp_path: Path
 ) -> None:

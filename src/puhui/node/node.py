@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, select
+from sqlalchemy import exists, insert, literal, select
 
 from puhui.cascade.agreement import NOT_TEXT
 from puhui.cascade.cascade import Cascade, Stage
@@ -201,10 +201,11 @@ class Node:
             self._known_contexts.add(traffic.group)
 
     def _write_context(self, model: str, traffic: Traffic) -> None:
-        row = {"group": traffic.group, "model": model, "text": traffic.context}
+        # One statement: many first requests of a group come at once, from several nodes even.
+        unknown = ~exists().where(contexts.c.group == traffic.group)
+        row = select(literal(traffic.group), literal(model), literal(traffic.context)).where(unknown)
         with self.store.begin() as connection:
-            if connection.execute(select(contexts.c.group).where(contexts.c.group == traffic.group)).first() is None:
-                connection.execute(insert(contexts), row)
+            connection.execute(insert(contexts).from_select(["group", "model", "text"], row))
 
     def _open_case(self, expert: str, request: str) -> Case:
         held = self.roster.get(expert)
