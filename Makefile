@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo drift test check format bench clean
+.PHONY: help demo drift test check format bench browser clean
 
 help:
 	@echo "make demo    the whole loop on real input: a big model, a node, traffic, an expert, a bill (about 4 minutes)"
 	@echo "make drift   the same, and half-way the big model changes its answers"
 	@echo "make test    lint, types and tests (under 10 minutes)"
+	@echo "make browser what the tests in a browser use: Chromium, onnxruntime-web (without them those tests are skipped)"
 	@echo "make bench   the benchmarks of docs/benchmarks.md; needs DATA=folder of CLINC150"
 	@echo "make clean   removes .venv, caches and demo results"
 
@@ -49,7 +50,18 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.guarantee --data $(DATA) --save
 	$(BIN)/python -m bench.static --data $(DATA) --save
+	$(BIN)/python -m bench.shapes --data $(DATA) --save
+	-$(BIN)/python -m bench.browser --data $(DATA) --save
 	$(BIN)/python -m bench.crash
+
+browser:
+	@if command -v chromedriver >/dev/null; then echo "Chromium is here"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+	else echo "Install chromium and chromedriver (not root, or no apt-get here): tests in a browser are skipped"; fi
+	@if command -v npm >/dev/null; then \
+		npm install --prefix build/web --no-save --no-audit --no-fund --ignore-scripts --silent onnxruntime-web@1.30; \
+	else echo "npm is not here: tests of encoders in a browser are skipped"; fi
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-results build src/*.egg-info

@@ -29,7 +29,7 @@ import uvicorn
 from rich.console import Console
 from sqlalchemy import select
 
-from puhui.core.answer import Answer, Step
+from puhui.core.answer import Answer, Answerer, Step
 from puhui.core.request import Request
 from puhui.demo.processes import free_port
 from puhui.gateway.app import build_app
@@ -43,10 +43,10 @@ async def _echo(request: Request) -> Answer:
 
 
 @contextmanager
-def big_model() -> Iterator[str]:
-    """The base URL of a big model that echoes, served in a thread."""
+def big_model(answerer: Answerer = _echo) -> Iterator[str]:
+    """The base URL of a big model, served in a thread."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(_echo), port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(build_app(answerer), port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -6,8 +6,8 @@ import functools
 import random
 from pathlib import Path
 
+from puhui.bundles.bundle import Card, seal
 from puhui.cascade.guarantee import Calibration
-from puhui.compress.bundle import Card, seal
 from puhui.compress.static_training import StaticOptions, distill_static
 from puhui.evolve.discovery import task_of_group
 from puhui.evolve.gate import Verdict

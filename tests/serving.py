@@ -51,7 +51,7 @@ class BigModel:
     """An OpenAI-compatible big model that answers the last message by `rule` and keeps what it was sent.
 
     `refuse` is the status of every answer (200: it answers); `logprobs` says whether it tells likelihoods
-    (None: it answers 400 to whoever asks for them).
+    (None: it answers 400 to whoever asks for them); `unsupported` names a field that it answers 400 to.
     """
 
     def __init__(self, rule: Rule = str.upper, *, logprobs: bool | None = False) -> None:
@@ -59,6 +59,7 @@ class BigModel:
         self.url = ""
         self.refuse = 200
         self.logprobs = logprobs
+        self.unsupported = ""
         self.bodies: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
         self.headers: list[dict[str, str]] = []
@@ -71,6 +72,8 @@ class BigModel:
         self.headers.append(dict(http.headers))
         if self.refuse != 200:
             return JSONResponse({"error": {"message": "not now"}}, self.refuse, headers={"retry-after": "7"})
+        if self.unsupported in body:
+            return JSONResponse({"error": {"message": f"Unsupported value: {self.unsupported!r}"}}, 400)
         if body.get("logprobs") and self.logprobs is None:
             return JSONResponse({"error": {"message": "no logprobs here"}}, 400)
         content = body["messages"][-1]["content"]

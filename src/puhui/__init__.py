@@ -2,13 +2,14 @@
 
 The rooms, each of which imports only from floors below it:
 
-- 8 `cli`: the command `puhui`
-- 7 `demo`: the whole loop on real input
-- 6 `gateway`: any answerer over HTTP, as OpenAI's chat completions
-- 5 `node`: an answerer in front of a big model
-- 4 `evolve`: experts are found, learned, proven and replaced
-- 3 `compress`: the workshop, from a big model to an expert on disk
-- 2 `cascade`: who answers and what is promised of it
+- 9 `cli`: the command `puhui`
+- 8 `demo`: the whole loop on real input
+- 7 `gateway`: any answerer over HTTP, as OpenAI's chat completions
+- 6 `node`: an answerer in front of a big model
+- 5 `evolve`: experts are found, learned, proven and replaced
+- 4 `compress`: the workshop, from a big model to an expert for a device
+- 3 `teachers`: the big model, asked · `bundles`: an expert on disk, and its card
+- 2 `cascade`: who answers and what is promised of it · `quantisation`: encoders in eight bits
 - 1 `models` · `sense` · `energy` · `trust` · `store`
 - 0 `core`: requests, answers, errors, settings
 
@@ -21,7 +22,7 @@ On a device, an expert needs nothing else:
     print(said.label, said.confidence, said.sure)
 """
 
-from puhui.compress.bundle import Card, Expert, Said, open_expert
+from puhui.bundles.bundle import Card, Expert, Said, open_expert
 from puhui.core import Answer, Answerer, Energy, Message, Needs, Promise, Request, Usage
 
 __all__ = [

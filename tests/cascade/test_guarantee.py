@@ -13,7 +13,10 @@ from puhui.cascade.guarantee import (
     Calibration,
     calibrate_threshold,
     chance_of_at_most,
+    chance_of_loss_at_most,
     errors_allowed,
+    loss_allowed,
+    loss_upper_bound,
     risk_upper_bound,
     rows_needed,
     spend,
@@ -180,6 +183,11 @@ def test_shares_outside_0_to_1_are_refused(share):
         lambda: spend(share, 1),
         lambda: chance_of_at_most(1, 2, share),
         lambda: risk_upper_bound(1, 2, share),
+        lambda: calibrate_threshold([1.0], [1.0], epsilon=share),
+        lambda: loss_allowed(10, share, 0.05),
+        lambda: loss_allowed(10, 0.05, share),
+        lambda: chance_of_loss_at_most(1.0, 2, share),
+        lambda: loss_upper_bound(1.0, 2, share),
     ):
         with pytest.raises(SettingsError, match=f"is {share}; it must lie strictly between 0 and 1"):
             call()
@@ -200,6 +208,8 @@ def test_attempts_count_from_one():
         ([0.5, math.inf], [True, True], "row 1 is inf"),
         ([0.5, 0.6, 0.7], [1, 0, 2], "row 2 is 2"),
         ([0.5], [math.nan], "row 0 is nan"),
+        ([0.5, 0.6], [0.5, 1.5], r"row 1 is 1.5; it must lie between 0 and 1"),
+        ([0.5, 0.6], [-0.1, 1.0], "row 0 is -0.1"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(confidence, agrees, says):
@@ -261,3 +271,128 @@ def test_mapie_finds_the_same_on_its_grid():
         theirs = controller.valid_predict_params.min()
         ours = calibrate_threshold(confidence, agrees, epsilon=0.1, delta=0.1)
         assert theirs == ours.threshold
+
+
+# --- losses between 0 and 1 -------------------------------------------------------------------------------------
+
+
+@st.composite
+def fractional_rows(draw, most=400):
+    """Confidences, often with ties, and agreements in [0, 1] of several laws."""
+    confidence, agrees = draw(calibration_rows(most))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    parts = {"whole": rng.integers(0, 2, agrees.size), "even": rng.random(agrees.size), "small": 0.99 + 0 * agrees}
+    return confidence, np.where(agrees, 1.0, parts[draw(st.sampled_from(list(parts)))])
+
+
+@settings(max_examples=60, deadline=None)
+@given(fractional_rows(150), shares, shares)
+def test_fractional_losses_walk_as_the_paper_writes_it(rows, epsilon, delta):
+    """Hoeffding-Bentkus as in Bates et al. 2021, section 3.1, with scipy's binomial, at every step."""
+    from scipy.stats import binom
+
+    def divergence(a, b):
+        return sum(x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)) if x > 0)
+
+    confidence, agreement = rows
+    count, steps = confidence.size, []
+    for level in sorted(set(confidence.tolist()), reverse=True):
+        total = math.fsum(1.0 - agreement[confidence >= level])
+        hoeffding = math.exp(-count * divergence(min(total / count, epsilon), epsilon))
+        steps.append((level, min(hoeffding, math.e * binom.cdf(math.ceil(round(total, 9)), count, epsilon))))
+        ours = chance_of_loss_at_most(round(total, 9), count, epsilon)
+        assert ours == pytest.approx(min(1.0, steps[-1][1]), rel=1e-6)
+    assume(all(abs(value / delta - 1) > 1e-6 for _, value in steps))
+    passed = [level for level, value in steps if value <= delta]
+    found = calibrate_threshold(confidence, agreement, epsilon=epsilon, delta=delta)
+    assert found.threshold == (min(passed) if passed else None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(fractional_rows(), shares, shares, st.integers(0, 1000))
+def test_fractional_losses_are_reported_as_they_are(rows, epsilon, delta, seed):
+    confidence, agreement = rows
+    found = calibrate_threshold(confidence, agreement, epsilon=epsilon, delta=delta)
+    order = np.random.default_rng(seed).permutation(agreement.size)
+    assert found == calibrate_threshold(confidence[order], agreement[order], epsilon=epsilon, delta=delta)
+    assert found.risk_bound <= epsilon * (1 + 1e-9)
+    if found.threshold is not None:
+        accepted = confidence >= found.threshold
+        assert found.coverage == np.mean(accepted)
+        assert found.errors == pytest.approx(np.sum(1.0 - agreement[accepted]), abs=1e-9)
+        assert found.risk == found.errors / found.rows <= found.risk_bound
+
+
+@settings(max_examples=100, deadline=None)
+@given(calibration_rows(), shares, shares)
+def test_the_kind_of_loss_chooses_the_test_and_not_its_values(rows, epsilon, delta):
+    """0 and 1 given as floats might have been 0.5: they prove less, never more."""
+    confidence, agrees = rows
+    whole = calibrate_threshold(confidence, agrees, epsilon=epsilon, delta=delta)
+    loose = calibrate_threshold(confidence, agrees.astype(float), epsilon=epsilon, delta=delta)
+    assert loose.coverage <= whole.coverage
+    if loose.threshold is not None and loose.threshold == whole.threshold:
+        assert loose.errors == whole.errors
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), shares, shares)
+def test_loss_allowed_is_where_the_chance_reaches_delta(rows, epsilon, delta):
+    allowed = loss_allowed(rows, epsilon, delta)
+    assert allowed <= errors_allowed(rows, epsilon, delta) + 1  # what may be a fraction is allowed no whole error more
+    if allowed < 0:
+        assert chance_of_loss_at_most(0.0, rows, epsilon) > delta * (1 - 1e-9)
+        return
+    assert chance_of_loss_at_most(allowed, rows, epsilon) <= delta * (1 + 1e-9)
+    assert chance_of_loss_at_most(allowed + 1e-6 * rows, rows, epsilon) > delta * (1 - 1e-9)
+    assert loss_upper_bound(allowed, rows, delta) <= epsilon * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("rows", [10, 149, 2000])
+def test_loss_bound_is_the_chance_turned_round(rows):
+    bounds = [loss_upper_bound(total, rows, 0.05) for total in np.linspace(0.0, rows, 41)]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == 1.0
+    for total in (0.0, 0.3, 1.0, 2.5, rows / 3):
+        bound = loss_upper_bound(total, rows, 0.05)
+        assert total / rows < bound <= 1.0
+        assert bound >= risk_upper_bound(math.floor(total), rows, 0.05) - 1e-9
+        if bound < 0.999:
+            assert chance_of_loss_at_most(total, rows, bound * 1.000001) <= 0.05 * 1.001
+            assert chance_of_loss_at_most(total, rows, bound * 0.999) > 0.05 * 0.999
+    with pytest.raises(LearningError, match="there can be no fewer than 0"):
+        loss_upper_bound(-0.5, rows, 0.05)
+
+
+def test_an_errorless_expert_needs_as_many_rows_for_any_loss():
+    for epsilon, delta in ((0.02, 0.05), (0.01, 0.025)):
+        needed = rows_needed(epsilon, delta)
+        assert loss_allowed(needed, epsilon, delta) >= 0.0
+        assert loss_allowed(needed - 1, epsilon, delta) == -1.0
+
+
+@pytest.mark.parametrize("law", ["halves", "even", "rare"])
+def test_promise_is_kept_for_fractional_losses(law):
+    """1,000 draws from worlds with R(λ) = 0.1 (1 − λ²) at every λ, as above; only the law of the losses differs."""
+    rng = np.random.default_rng(20261122)
+    rows, epsilon, delta, draws = 600, 0.02, 0.1, 1000
+    broken = bound_broken = 0
+    coverage = []
+    for _ in range(draws):
+        confidence = rng.random(rows)
+        mean = 0.2 * confidence  # the mean loss at confidence c, whatever its law
+        losses = {
+            "halves": lambda mean=mean: 0.5 * (rng.random(rows) < 2 * mean),
+            "even": lambda mean=mean: 2 * mean * rng.random(rows),
+            "rare": lambda mean=mean: np.where(rng.random(rows) < mean / 0.99, 0.99, 0.0),
+        }[law]()
+        found = calibrate_threshold(confidence, 1.0 - losses, epsilon=epsilon, delta=delta)
+        coverage.append(found.coverage)
+        if found.threshold is not None:
+            risk = 0.1 * (1 - found.threshold**2)
+            broken += risk > epsilon
+            bound_broken += risk > found.risk_bound
+    error = 3 * math.sqrt(delta * (1 - delta) / draws)
+    assert broken <= bound_broken <= (delta + error) * draws
+    # Not by answering nothing: R(λ) = ε at λ = √0.8, where 10.6 % are covered.
+    assert 0.045 < np.mean(coverage) < 0.106

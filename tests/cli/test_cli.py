@@ -190,7 +190,7 @@ def test_experts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert [(row["id"], row["task"], row["status"]) for row in json.loads(out)] == [(expert, task.id, "active")]
     assert expert[:12] in run(capsys, monkeypatch, "experts", "list")[1]
     for name in (expert, expert[:6], str(place)):
-        code, out, _ = run(capsys, monkeypatch, "experts", "show", name)
+        code, out, _ = run(capsys, monkeypatch, "experts", "show", name, "--json")
         assert json.loads(out)["task"] == task.id
         code, out, _ = run(capsys, monkeypatch, "experts", "verify", name)
         assert code == 0

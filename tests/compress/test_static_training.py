@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from puhui.compress.static_training import StaticOptions, _fit, _gram_bags, _rounded, _targets, distill_static
+from puhui.compress.bags import gram_bags
+from puhui.compress.static_training import StaticOptions, _targets, distill_static, fit_tables, rounded
 from puhui.compress.word_vectors import WordVectors
 from puhui.core.errors import BundleError, LearningError
 from puhui.models.hashing import FeatureOptions, features
@@ -75,9 +78,10 @@ def test_word_vectors_reach_words_never_seen() -> None:
     assert model.predict_one("saldo")[0] == "balance"
 
 
-def test_progress_grows_to_one_and_an_interruption_passes_through() -> None:
+@pytest.mark.parametrize("folds", [0, 2])
+def test_progress_grows_to_one_and_an_interruption_passes_through(folds: int) -> None:
     shares: list[float] = []
-    distill_static(*rows(40), options=SMALL, progress=shares.append)
+    distill_static(*rows(40), calibrated=folds, options=SMALL, progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
 
@@ -93,14 +97,31 @@ def test_rows_are_bounded() -> None:
     assert distill_static(*rows(60), options=options).towers[0].table.shape == (51, 3)
 
 
-def test_rounding_to_int8_loses_almost_nothing() -> None:
+@pytest.mark.parametrize(("precision", "most_off"), [(8, 0.01), (4, 0.12)])
+def test_rounding_loses_little(precision: Literal[8, 4], most_off: float) -> None:
     texts, answers = rows(400)
     found = [features(text, SMALL.features) for text in texts]
     labels = sorted(SUBJECTS)
-    bags = _gram_bags(found, SMALL.features.buckets, 10_000)
-    table, bias = _fit(bags, None, _targets(answers, None, tuple(labels)), SMALL, lambda share: None)
+    bags = gram_bags(found, SMALL.features.buckets, 10_000)
+    table, bias = fit_tables(bags, None, _targets(answers, None, tuple(labels)), SMALL, lambda share: None)
     exact = bags.matrix @ table + bias
-    assert _rounded(bags, table, bias).logits_many(found) == pytest.approx(exact, abs=0.01 * float(np.abs(exact).max()))
+    near = rounded(bags, table, bias, precision).logits_many(found)
+    assert near == pytest.approx(exact, abs=most_off * float(np.abs(exact).max()))
+
+
+def test_four_bits_answer_alike_at_half_the_size(tmp_path: Path) -> None:
+    whole, half = (distill_static(*rows(400), options=replace(SMALL, precision=bits)) for bits in (8, 4))
+    texts, _ = rows(200, seed=1)
+    assert half.predict_many(texts)[0] == whole.predict_many(texts)[0]
+    half.save(tmp_path)
+    assert np.array_equal(StaticModel.load(tmp_path).logits_many(texts), half.logits_many(texts))
+    assert half.towers[0].stored()["table"].shape[1] == 2
+
+
+@pytest.mark.parametrize("folds", [1, -2])
+def test_a_number_of_folds_that_makes_no_sense_is_refused(folds: int) -> None:
+    with pytest.raises(LearningError, match="folds"):
+        distill_static(*rows(40), calibrated=folds, options=SMALL)
 
 
 @pytest.mark.parametrize(

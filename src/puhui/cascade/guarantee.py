@@ -1,19 +1,31 @@
 """The guarantee: the lowest threshold at which an expert's risk is proven to be at most ε.
 
-The loss of a request at threshold λ is 1 if the expert answers it (confidence ≥ λ) and the big model would
-not agree, else 0. The risk R(λ) is its mean over *all* requests, forwarded ones included. It is a promise to
-the user about traffic, not about the answered part alone.
+The loss of a request at threshold λ is ℓ if the expert answers it (confidence ≥ λ), else 0. ℓ lies in [0, 1]
+and says how far the big model disagrees (`agreement`): 1 where it would not say the same at all. The risk R(λ)
+is the mean loss over *all* requests, forwarded ones included. It is a promise to the user about traffic, not
+about the answered part alone.
 
-Method: Learn then Test (Angelopoulos, Bates, Candès, Jordan, Lei 2021, arXiv:2110.01052) with an exact
-binomial p-value. E(λ), the errors among n calibration rows, is Binomial(n, R(λ)), so "R(λ) > ε" is refuted
-at level δ exactly when E(λ) ≤ k, where k is the greatest number with P(Binomial(n, ε) ≤ k) ≤ δ
-(`errors_allowed`). Walking λ from the most confident row down, E only grows: the walk stops before error k+1.
+Method: Learn then Test (Angelopoulos, Bates, Candès, Jordan, Lei 2021, arXiv:2110.01052). S(λ) is the sum of
+the losses at λ over n calibration rows. "R(λ) > ε" is refuted at level δ where S(λ) ≤ s, with s the greatest
+sum for which a tail bound of P(S ≤ s) at risk ε is at most δ. There are two such bounds:
 
-Why one level δ pays for the whole walk, though its steps are the data's own confidences: R falls in λ and is
-continuous from the left, so at λ* = sup{λ: R(λ) > ε} still R(λ*) ≥ ε. If the chosen λ̂ breaks the promise
-then λ̂ ≤ λ*, hence E(λ*) ≤ E(λ̂) ≤ k; and λ* does not depend on the data, so the chance of that is at most
-P(Binomial(n, ε) ≤ k) ≤ δ. Nothing was assumed of how λ̂ was found: no grid has to be fixed beforehand, and
-ties are harmless as long as rows of equal confidence are taken or left together.
+- Where ℓ is 0 or 1, S is Binomial(n, R) and its chance exact (`errors_allowed`).
+- Where ℓ may lie between, Hoeffding–Bentkus (Bates, Angelopoulos, Lei, Malik, Jordan 2021, arXiv:2101.02703):
+  min( exp(−n·h(s/n, ε)), e·P(Binomial(n, ε) ≤ ⌈s⌉) ), where h(a, b) is the Kullback–Leibler divergence of two
+  coins (`loss_allowed`). The first is Hoeffding's (1963), the second Bentkus' (2004), and both bound the same
+  chance whatever the draw, so that taking the smaller one costs nothing.
+
+Which of the two is used follows from the kind of loss, bool or float, and never from the values that happen to
+be in the draw: a draw that chose its own test would break the promise.
+
+Walking λ from the most confident row down, S only grows: the walk stops before it would exceed s.
+
+Why one level δ pays for the whole walk, though its steps are the data's own confidences: as ℓ ≥ 0, R falls in λ,
+and as ℓ ≤ 1, it is continuous from the left (dominated convergence), so at λ* = sup{λ: R(λ) > ε} still
+R(λ*) ≥ ε. If the chosen λ̂ breaks the promise then λ̂ ≤ λ*, hence S(λ*) ≤ S(λ̂) ≤ s; and λ* does not depend on the
+data, so the chance of that is at most the tail bound at R(λ*), which is at most the one at ε, as both bounds
+fall when the mean rises; and that is at most δ. Nothing was assumed of how λ̂ was found: no grid has to be fixed
+beforehand, and ties are harmless as long as rows of equal confidence are taken or left together.
 
 For the same reason the options known from non-monotone risks are not here. The p-value of an errorless step
 is (1−ε)ⁿ however few rows it accepts, so no step needs n₀ accepted rows to be worth testing (`rows_needed`
@@ -47,24 +59,28 @@ class Calibration(msgspec.Struct, frozen=True):
     """The expert may answer at confidence ≥ this; None: nothing was proven, and it may not answer."""
     coverage: float
     """Share of the calibration rows with confidence ≥ threshold, in [0, 1]."""
-    errors: int
-    """Rows with confidence ≥ threshold on which the big model did not agree."""
+    errors: float
+    """The sum of the losses of the rows with confidence ≥ threshold: where a loss is 0 or 1, the number of those
+    on which the big model did not agree."""
     risk: float
     """errors / rows: the empirical joint risk."""
     risk_bound: float
-    """Upper Clopper–Pearson bound of the risk at the threshold; 0 where nothing may be answered."""
+    """Upper bound of the risk at the threshold (Clopper–Pearson, or Hoeffding–Bentkus where losses are
+    fractions); 0 where nothing may be answered."""
     epsilon: float
     delta: float
     rows: int
 
 
 def calibrate_threshold(
-    confidence: npt.ArrayLike, agrees: npt.ArrayLike, *, epsilon: float = 0.02, delta: float = 0.05
+    confidence: npt.ArrayLike, agreement: npt.ArrayLike, *, epsilon: float = 0.02, delta: float = 0.05
 ) -> Calibration:
     """The lowest proven threshold for these calibration rows; see the module for the method and its proof.
 
-    `confidence` (n,) is any finite score of which more is surer, `agrees` (n,) is bool or 0/1. The order of
-    the rows does not matter. `epsilon` and `delta` lie strictly between 0 and 1.
+    `confidence` (n,) is any finite score of which more is surer. `agreement` (n,) is 1 − loss: bool, or whole
+    numbers 0 and 1, where a loss is 0 or 1 by its nature, which proves more; floats in [0, 1] where it may lie
+    between (`agreement.agreements` gives the right one). The order of the rows does not matter. `epsilon` and
+    `delta` lie strictly between 0 and 1.
 
     Raises LearningError for arrays that cannot be used, SettingsError for `epsilon` or `delta`. Too few rows
     (see `rows_needed`) are no error: the threshold is then None.
@@ -73,26 +89,27 @@ def calibrate_threshold(
     0.9
     >>> calibrate_threshold([0.9] * 100, [True] * 100).threshold is None
     True
+    >>> calibrate_threshold([0.9] * 400, [1.0] * 396 + [0.75] * 4).errors
+    1.0
     """
-    scores, right = _checked_rows(confidence, agrees)
+    scores, losses, whole = _checked_rows(confidence, agreement)
     rows = scores.size
-    allowed = errors_allowed(rows, epsilon, delta)
-    threshold = _lowest_threshold(scores, scores[~right], allowed)
-    if threshold is None:
+    allowed = errors_allowed(rows, epsilon, delta) if whole else loss_allowed(rows, epsilon, delta)
+    found = _lowest_threshold(scores, losses, allowed)
+    if found is None:
         return Calibration(None, 0.0, 0, 0.0, 0.0, epsilon, delta, rows)
-    accepted = scores >= threshold
-    errors = int(np.count_nonzero(accepted & ~right))
-    # The bound has to survive the choice of the threshold. Where errors ended the walk, that is the bound at
-    # `allowed` (ties may leave `errors` below it). Where all rows were accepted, λ = −∞ is a fixed hypothesis
-    # with its own exact bound, and both cases together still fail with probability ≤ δ: if R(−∞) is above
-    # the bound at `allowed`, either failure implies E(λ*) ≤ allowed, and if not, only the second can happen.
-    counted = errors if accepted.all() else allowed
+    threshold, accepted, total = found
+    # The bound has to survive the choice of the threshold. Where losses ended the walk, that is the bound at
+    # `allowed` (the sum itself may be below it). Where all rows were accepted, λ = −∞ is a fixed hypothesis
+    # with its own bound, and both cases together still fail with probability ≤ δ: if R(−∞) is above the bound
+    # at `allowed`, either failure implies S(λ*) ≤ allowed, and if not, only the second can happen.
+    counted = total if accepted == rows else allowed
     return Calibration(
         threshold=threshold,
-        coverage=int(np.count_nonzero(accepted)) / rows,
-        errors=errors,
-        risk=errors / rows,
-        risk_bound=risk_upper_bound(counted, rows, delta),
+        coverage=accepted / rows,
+        errors=int(total) if whole else total,
+        risk=total / rows,
+        risk_bound=risk_upper_bound(int(counted), rows, delta) if whole else loss_upper_bound(counted, rows, delta),
         epsilon=epsilon,
         delta=delta,
         rows=rows,
@@ -180,17 +197,87 @@ def risk_upper_bound(errors: int, rows: int, delta: float) -> float:
     return high
 
 
-def _lowest_threshold(scores: npt.NDArray[np.float64], wrong: npt.NDArray[np.float64], allowed: int) -> float | None:
-    """The lowest of `scores` with at most `allowed` of `wrong` at or above it; None if there is none."""
-    if allowed < 0:
+def loss_allowed(rows: int, epsilon: float, delta: float) -> float:
+    """The greatest sum of losses in [0, 1] over `rows` that refutes "risk > ε" at level δ; −1 where not even 0 does.
+
+    By Hoeffding–Bentkus; less than `errors_allowed`, as more than 0 and 1 can happen.
+
+    >>> loss_allowed(2000, 0.02, 0.05), loss_allowed(100, 0.02, 0.05)
+    (26.0, -1.0)
+    """
+    _check_share("epsilon", epsilon)
+    _check_share("delta", delta)
+    bentkus = float(errors_allowed(rows, epsilon, delta / math.e))
+    needed = -math.log(delta)
+    if rows * _divergence(0.0, epsilon) < needed:
+        return bentkus
+    low, high = 0.0, epsilon  # the divergence falls from low to high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if rows * _divergence(middle, epsilon) >= needed:
+            low = middle
+        else:
+            high = middle
+    return max(bentkus, rows * low)
+
+
+def chance_of_loss_at_most(total: float, rows: int, risk: float) -> float:
+    """At least P(S ≤ total) for the sum S of `rows` losses in [0, 1] with mean `risk`: Hoeffding–Bentkus.
+
+    >>> round(chance_of_loss_at_most(10.5, 2000, 0.02), 9)
+    1.33e-07
+    """
+    _check_share("risk", risk)
+    if total < 0 or rows < 1:
+        return 0.0 if total < 0 else 1.0
+    hoeffding = math.exp(-rows * _divergence(min(total / rows, risk), risk))
+    return min(1.0, hoeffding, math.e * chance_of_at_most(math.ceil(total), rows, risk))
+
+
+def loss_upper_bound(total: float, rows: int, delta: float) -> float:
+    """The upper Hoeffding–Bentkus bound: the greatest risk that losses which sum to `total` do not refute.
+
+    `chance_of_loss_at_most`, inverted: the lower of its two parts' bounds. Never below `risk_upper_bound`.
+
+    >>> round(loss_upper_bound(0.0, 149, 0.05), 4)
+    0.0199
+    """
+    _check_share("delta", delta)
+    if not total >= 0 or rows < 1:
+        raise LearningError(f"losses of {total} in {rows} rows; there can be no fewer than 0 in at least 1")
+    if total >= rows:
+        return 1.0
+    low, high = total / rows, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        if rows * _divergence(total / rows, middle) < -math.log(delta):
+            low = middle
+        else:
+            high = middle
+    return min(high, risk_upper_bound(math.ceil(total), rows, delta / math.e))
+
+
+def _divergence(first: float, second: float) -> float:
+    """KL(Bernoulli(first) ‖ Bernoulli(second)) in nats; `second` strictly between 0 and 1."""
+    ones = first * math.log(first / second) if first > 0.0 else 0.0
+    zeros = (1.0 - first) * (math.log1p(-first) - math.log1p(-second)) if first < 1.0 else 0.0
+    return max(0.0, ones + zeros)
+
+
+def _lowest_threshold(
+    scores: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], allowed: float
+) -> tuple[float, int, float] | None:
+    """The lowest of `scores` at or above which losses sum to `allowed` at most, the rows there, and that sum."""
+    order = np.lexsort((losses, -scores))  # by loss within ties: the sum is then the same to its last bit
+    ranked, sums = scores[order], np.cumsum(losses[order])
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)  # of rows that tie
+    passed = int(np.count_nonzero(sums[last] <= allowed))
+    if not passed:
         return None
-    if wrong.size <= allowed:
-        return float(scores.min())
-    # The error one too many, counted from the most confident: the threshold must lie above it, which also
-    # keeps rows that tie with it together.
-    beyond = np.partition(wrong, wrong.size - 1 - allowed)[wrong.size - 1 - allowed]
-    above = scores[scores > beyond]
-    return float(above.min()) if above.size else None
+    place = last[passed - 1]
+    return float(ranked[place]), int(place) + 1, float(sums[place])
 
 
 def _log_choices(rows: int, most: int) -> npt.NDArray[np.float64]:
@@ -206,10 +293,10 @@ def _log_chances(choices: npt.NDArray[np.float64], rows: int, risk: float) -> np
 
 
 def _checked_rows(
-    confidence: npt.ArrayLike, agrees: npt.ArrayLike
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Both as arrays of one length, or LearningError that says which value cannot be used."""
-    scores, given = np.asarray(confidence, dtype=np.float64), np.asarray(agrees)
+    confidence: npt.ArrayLike, agreement: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
+    """Confidence and loss (n,), and whether a loss is 0 or 1 by its nature; LearningError names what is wrong."""
+    scores, given = np.asarray(confidence, dtype=np.float64), np.asarray(agreement)
     if scores.ndim != 1 or scores.shape != given.shape:
         raise LearningError(
             f"calibration needs one confidence and one agreement per row; got the shapes {scores.shape} and "
@@ -222,11 +309,13 @@ def _checked_rows(
         raise LearningError(
             f"the confidence of calibration row {bad[0]} is {scores[bad[0]]}; it must be a finite number"
         )
-    right = given.astype(np.bool_)
-    odd = np.flatnonzero(right != given)
+    whole = given.dtype.kind in "biu"
+    losses = 1.0 - given.astype(np.float64)
+    odd = np.flatnonzero((losses != 0.0) & (losses != 1.0) if whole else ~((losses >= 0.0) & (losses <= 1.0)))
     if odd.size:
-        raise LearningError(f"the agreement of calibration row {odd[0]} is {given[odd[0]]}; it must be 0 or 1")
-    return scores, right
+        allowed = "be 0 or 1" if whole else "lie between 0 and 1"
+        raise LearningError(f"the agreement of calibration row {odd[0]} is {given[odd[0]]}; it must {allowed}")
+    return scores, losses, whole
 
 
 def _check_share(name: str, value: float) -> None:

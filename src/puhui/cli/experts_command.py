@@ -1,4 +1,4 @@
-"""`puhui experts`: list them, show a card, verify a bundle."""
+"""`puhui experts`: list them, show a card, verify a bundle, export it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import platformdirs
 import typer
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
 
+from puhui.bundles.bundle import CARD_FILE, Signed, open_bundle, read_card
+from puhui.bundles.card_page import PAGE_FILE, render_card
+from puhui.bundles.expert_export import HANDFUL, Form, export_expert
+from puhui.cli.expert_sheet import print_card
 from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
-from puhui.compress.bundle import CARD_FILE, open_bundle
-from puhui.core.errors import BundleError, UnknownModel
+from puhui.core.errors import BundleError, SettingsError, UnknownModel
 from puhui.store.database import open_store
 from puhui.store.tables import experts, tasks
 
@@ -37,30 +41,82 @@ def list_experts(data_dir: DataFolder = None, store: StoreUrl = None, json: AsJs
     Console().print(table)
 
 
+Named = Annotated[str, typer.Argument(help="An expert's id (its beginning is enough) or a bundle's folder.")]
+
+
 @experts_app.command()
 def show(
-    expert: Annotated[str, typer.Argument(help="An expert's id (its beginning is enough) or a bundle's folder.")],
+    expert: Named,
     data_dir: DataFolder = None,
     store: StoreUrl = None,
+    json: AsJson = False,
+    html: Annotated[bool, typer.Option("--html", help="Print the path of the card's page, card.html.")] = False,
 ) -> None:
-    """Print an expert's card."""
-    card = _find(expert, store, data_dir)[0] / CARD_FILE
-    try:
-        typer.echo(card.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{card} cannot be read: {error}") from error
+    """An expert's card: what it is, what was proven of it, sizes, speeds, trade-offs and confusions."""
+    folder, id = _find(expert, store, data_dir)
+    signed = read_card(folder, expert=id)
+    if json:
+        typer.echo((folder / CARD_FILE).read_text(encoding="utf-8"))
+    elif html:
+        typer.echo(_page(folder, signed))
+    else:
+        print_card(signed, Console())
 
 
 @experts_app.command()
-def verify(
-    expert: Annotated[str, typer.Argument(help="An expert's id (its beginning is enough) or a bundle's folder.")],
-    data_dir: DataFolder = None,
-    store: StoreUrl = None,
-) -> None:
+def verify(expert: Named, data_dir: DataFolder = None, store: StoreUrl = None) -> None:
     """Check every digest and the signature of a bundle; exit code 2 and the file's name if one is wrong."""
     folder, id = _find(expert, store, data_dir)
-    card, model = open_bundle(folder, expert=id)
+    signed = read_card(folder, expert=id)
+    card, model = open_bundle(folder, expert=signed.id)
     typer.echo(f"{folder} is whole and signed: task {card.task_name!r}, {len(model.labels)} labels")
+    typer.echo(f"family  {card.family}\nid      {signed.id}\nkey     {signed.key}")
+    for name, digest in card.files.items():
+        typer.echo(f"{digest}  {name}")
+
+
+@experts_app.command()
+def export(
+    expert: Named,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not hold anything yet.")],
+    form: Annotated[Form, typer.Option("--format", help="The form to write.")],
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Texts to compare the export on, one a line.", show_default="a handful that is built in"),
+    ] = None,
+    data_dir: DataFolder = None,
+    store: StoreUrl = None,
+    json: AsJson = False,
+) -> None:
+    """Write an expert as ONNX, static weights or a repository for Hugging Face, and compare it with the bundle."""
+    folder, id = _find(expert, store, data_dir)
+    exported = export_expert(folder, out, form, expert=id, texts=_lines(texts) if texts else HANDFUL)
+    if json:
+        typer.echo(msgspec.json.encode(exported._asdict() | {"folder": str(exported.folder)}).decode())
+        return
+    typer.echo(f"{exported.folder}: answers as the bundle does on {exported.texts:,} texts")
+    for name in exported.files:
+        typer.echo(f"  {name}")
+
+
+def _page(folder: Path, signed: Signed) -> Path:
+    """The page in the bundle, or one made from the card, in the user's cache."""
+    if PAGE_FILE in signed.card.files:
+        return folder / PAGE_FILE
+    place = Path(platformdirs.user_cache_dir("puhui", appauthor=False)) / "cards" / f"{signed.id[:24]}.html"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(render_card(signed.card, key=signed.key, id=signed.id), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"the page {place} cannot be written: {error.strerror or error}") from error
+    return place
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--texts {path} cannot be read: {error}; give a text file, one text a line") from error
 
 
 def _rows(store: str | None, data_dir: Path | None) -> list[dict[str, Any]]:

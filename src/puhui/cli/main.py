@@ -12,6 +12,7 @@ except ImportError as error:
     raise SystemExit(str(MissingExtra("the puhui command", "serve"))) from error
 
 from puhui.cli.bill_command import bill
+from puhui.cli.compress_command import compress
 from puhui.cli.demo_command import demo
 from puhui.cli.experts_command import experts_app
 from puhui.cli.serve_command import serve
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(compress)
 app.command()(bill)
 app.add_typer(experts_app, name="experts")
 
@@ -35,6 +37,9 @@ def main() -> None:
     except PuhuiError as error:
         typer.secho(f"puhui: {error}", err=True, fg="red")
         sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("puhui: interrupted", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

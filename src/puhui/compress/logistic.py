@@ -22,7 +22,7 @@ Kernel = Callable[[FloatArray], FloatArray]
 """Multiplies [n, k] by K [n, n], which is symmetric and has no negative eigenvalue."""
 
 HISTORY = 8  # steps remembered: more gains nothing
-LEAST_GAIN = 1e-5  # a step that lowers the loss by a smaller share is the last
+LEAST_GAIN = 1e-3  # the fit ends when as many steps as are remembered lower the excess loss by a smaller share
 LEAST_STEP = 1e-3
 
 
@@ -63,6 +63,8 @@ def fit_logistic(
 
     At most `steps` multiplications by the kernel. `progress` is called with shares in [0, 1].
     """
+    floor = _entropy(wanted)  # no loss is below: what is above it is left to gain
+    values: deque[float] = deque(maxlen=HISTORY)
     zero = np.zeros_like(wanted)
     at = _Pair(zero, zero)
     value, slope = _loss(at.image, wanted)
@@ -79,10 +81,12 @@ def fit_logistic(
         new = _Pair(plain, kernel(plain))
         change = new.plus(-1.0, gradient)
         curvature = moved.dot(change)
-        if value - lower <= LEAST_GAIN * value or curvature <= 0.0:
-            break
-        moves.append(_Move(moved, change, 1.0 / curvature))
+        values.append(value)
         value, gradient = lower, new
+        if len(values) == HISTORY and values[0] - value <= LEAST_GAIN * (values[0] - floor):
+            break
+        if curvature > 0.0:  # it is, but for rounding: the loss is convex
+            moves.append(_Move(moved, change, 1.0 / curvature))
     progress(1.0)
     return at.plain
 
@@ -116,6 +120,11 @@ def _search(
             return way.times(length), loss, slope
         length *= 0.5
     return None
+
+
+def _entropy(wanted: FloatArray) -> float:
+    """Mean entropy in nats of probabilities [n, k]."""
+    return -float(np.vdot(wanted, np.log(np.maximum(wanted, 1e-30)))) / len(wanted)
 
 
 def _loss(logits: FloatArray, wanted: FloatArray) -> tuple[float, FloatArray]:

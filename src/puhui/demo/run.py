@@ -16,7 +16,7 @@ import platformdirs
 from rich.console import Console
 from sqlalchemy import select
 
-from puhui.compress.bundle import open_expert
+from puhui.bundles.bundle import open_expert
 from puhui.core.errors import SettingsError, UpstreamError
 from puhui.core.settings import Promise
 from puhui.demo.big import NAME, encoder_folder

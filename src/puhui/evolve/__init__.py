@@ -1,8 +1,7 @@
-"""Floor 4: experts are found, learned, proven, put in place and replaced; in a process of its own.
+"""Floor 5: experts are found, learned, proven, put in place and replaced; in a process of its own.
 
 - `traffic`: which requests are of one kind, and what varies in them
-- `discovery`: the jobs that repeat, and whether their answers form a closed set
-- `soft_answers`: log-probabilities into what the big model held each label to be likely
+- `discovery`: the jobs that repeat
 - `gate`: what a candidate has to prove
 - `memory`: the store, as learning sees it
 - `learner`: the loop; `process`: its process, as the node starts it

@@ -1,40 +1,15 @@
-"""Finding the jobs that repeat, and whether their answers form a closed set."""
+"""Finding the jobs that repeat. What kind of answers they have is seen in `compress.answer_shape`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 
-from puhui.cascade.agreement import canonical
 from puhui.evolve.traffic import BARE, Task, group_key
 
-MOST_LABELS = 1000
-FEWEST_ANSWERS = 100
-RARE = 0.05
 FEWEST_OF_A_TEMPLATE = 60
 SHORTEST_TEMPLATE = 12
-
-
-def closed_set(answers: Sequence[str]) -> tuple[str, ...] | None:
-    """The labels that the answers are drawn from, most frequent first; None when they form no closed set.
-
-    Good and Turing (Good 1953): the chance that the next answer is one never seen is about the share of
-    answers seen only once. The set counts as closed when that is at most 5 %, over at least 100 answers.
-    Answers seen once are left out: an expert cannot learn them, and leaves them to the big model.
-
-    >>> closed_set(["spam", "ham"] * 60)
-    ('spam', 'ham')
-    """
-    if len(answers) < FEWEST_ANSWERS:
-        return None
-    counts = Counter(canonical(answer) for answer in answers)
-    once = sum(count == 1 for count in counts.values())
-    labels = tuple(label for label, count in counts.most_common() if count > 1)
-    if once > RARE * len(answers) or not 2 <= len(labels) <= MOST_LABELS:
-        return None
-    return labels
 
 
 def task_of_group(group: str, model: str, context: str) -> Task:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import msgspec
 
-from puhui.cascade.guarantee import Calibration, errors_allowed, spend
+from puhui.cascade.agreement import EXACT, Rule, is_whole
+from puhui.cascade.guarantee import Calibration, errors_allowed, loss_allowed, spend
 from puhui.core.settings import Promise
 
 LEAST_ALLOWED_SHARE = 0.5
@@ -30,13 +31,15 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
 
 
-def is_worth_trying(promise: Promise, rows: int, attempt: int) -> bool:
-    """Whether a sample of `rows` lets the task's `attempt`-th calibration (from 1) prove much.
+def is_worth_trying(promise: Promise, rows: int, attempt: int, rule: Rule = EXACT) -> bool:
+    """Whether a sample of `rows`, compared by `rule`, lets the task's `attempt`-th calibration (from 1) prove much.
 
     The proof allows fewer errors than ε of the rows, and on few rows none at all, which only the surest of
     answers survive. It is worth a part of δ once half of ε is allowed.
     """
-    allowed = errors_allowed(rows, promise.epsilon, spend(promise.delta, attempt)) if rows else -1
+    # Losses between 0 and 1 take a weaker proof, and more rows.
+    proof = errors_allowed if is_whole(rule) else loss_allowed
+    allowed = proof(rows, promise.epsilon, spend(promise.delta, attempt)) if rows else -1
     return allowed >= 0 and allowed >= LEAST_ALLOWED_SHARE * promise.epsilon * rows
 
 

@@ -10,25 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from puhui.cascade.agreement import NOT_TEXT
+from puhui.bundles.bundle import Card, open_bundle, seal
+from puhui.cascade.agreement import Rule, loss_of
 from puhui.cascade.guarantee import calibrate_threshold, spend
-from puhui.compress.bundle import Card, open_bundle, seal
-from puhui.compress.static_training import StaticOptions, distill_static
+from puhui.compress.answer_shape import rule_of
 from puhui.core.answer import Usage
 from puhui.core.errors import BundleError, LearningError
 from puhui.core.settings import AuditRate, Promise, Tariff
 from puhui.energy.power import estimate_joules
 from puhui.energy.tariff import price_usage
-from puhui.evolve.discovery import closed_set, find_templates, task_of_group
+from puhui.evolve.candidate import Candidate, confront, learn, shape_of
+from puhui.evolve.discovery import find_templates, task_of_group
 from puhui.evolve.gate import Verdict, is_worth_trying, judge
-from puhui.evolve.memory import Memory, Progress, Row, answers_of
-from puhui.evolve.soft_answers import SoftAnswers
+from puhui.evolve.memory import Memory, Progress, Row
 from puhui.evolve.traffic import BARE, Task
-from puhui.models.family import ExpertModel
-from puhui.models.static import StaticModel
 from puhui.trust.keys import SigningKey
 
 log = logging.getLogger("puhui.evolve")
@@ -38,7 +34,6 @@ WAIT_ROWS = 20
 LOOK_AT_TEMPLATES_EVERY = 200
 GROWTH = 1.25
 STILL_TRUE_SHARE, STILL_TRUE_ROWS = 0.9, 3
-TIMED_ANSWERS = 200
 
 
 class Learner:
@@ -111,26 +106,25 @@ class Learner:
         everything = _of_task(task, self._memory.rows(task.group))
         recent = [row for row in everything if row.number > progress.changed_at]
         sample = [row for row in recent if row.coin and progress.closed_at < row.number < judged_before]
-        if (
-            len(recent) < FIRST_ATTEMPT_ROWS
-            or closed_set(answers_of(recent)) is None
-            or not is_worth_trying(self._promise, len(sample), progress.attempts + 1)
-        ):
+        if len(recent) < FIRST_ATTEMPT_ROWS or not is_worth_trying(self._promise, len(sample), progress.attempts + 1):
             return self._wait(task, progress, rows + WAIT_ROWS)
         started = time.process_time()
         taught = [row for row in recent if not row.coin or row.number <= progress.closed_at]
         lessons = taught + self._still_true(task, progress, everything, taught)
+        shape = shape_of(lessons)  # not of the sample: what is proven by it must not depend on it
+        if shape is None or not is_worth_trying(self._promise, len(sample), progress.attempts + 1, rule_of(shape)):
+            return self._wait(task, progress, rows + WAIT_ROWS)
         try:
-            model = _distill(lessons)
+            candidate = learn(shape, lessons)
         except LearningError as error:
             self._note_work(task, f"nothing learned: {error}", started)
             return self._wait(task, progress, int(rows * GROWTH))
         progress.attempts += 1
         progress.next_rows = int(rows * GROWTH)
-        verdict, agreement, answer_s = self._examine(task, progress, model, sample)
+        verdict, agreement = self._examine(task, progress, candidate, sample)
         if verdict.promoted:
             progress.closed_at = everything[-1].number
-            self._promote(task, progress, model, verdict, lessons, agreement, answer_s)
+            self._promote(task, progress, candidate, verdict, lessons, agreement)
         else:
             self._memory.save(task, progress)
         self._note_work(task, f"attempt {progress.attempts} on {len(lessons)} answers: {verdict.reason}", started)
@@ -142,23 +136,22 @@ class Learner:
         return 0
 
     def _examine(
-        self, task: Task, progress: Progress, model: ExpertModel, sample: Sequence[Row]
-    ) -> tuple[Verdict, float, float]:
-        """The gate's verdict on a candidate, its agreement on the sample, and its seconds for an answer."""
+        self, task: Task, progress: Progress, candidate: Candidate, sample: Sequence[Row]
+    ) -> tuple[Verdict, float]:
+        """The gate's verdict on a candidate, and its agreement on the sample."""
         inputs = [row.input for row in sample]
-        confidence, agrees = _confront(model, sample)
+        confidence, agrees = confront(candidate, sample)
         level = spend(self._promise.delta, progress.attempts)
         calibration = calibrate_threshold(confidence, agrees, epsilon=self._promise.epsilon, delta=level)
-        answer_s = _seconds_an_answer(model, inputs[:TIMED_ANSWERS])
         verdict = judge(
             calibration,
             progress.attempts,
             coverage_in_place=self._coverage_in_place(task, inputs),
-            joules_expert=estimate_joules(answer_s).joules,
+            joules_expert=estimate_joules(candidate.answer_s).joules,
             joules_big=self._memory.joules_of_big(task),
             audit_rate=self._audit_rate.steady,
         )
-        return verdict, float(agrees.mean()), answer_s
+        return verdict, float(agrees.mean())
 
     def _coverage_in_place(self, task: Task, inputs: Sequence[str]) -> float:
         held = self._memory.in_place(task)
@@ -183,8 +176,9 @@ class Learner:
         if demoted is None:
             return []
         try:
-            _, model = open_bundle(demoted.folder, expert=demoted.id)
-        except BundleError:
+            card, model = open_bundle(demoted.folder, expert=demoted.id)
+            rule = msgspec.convert(card.agreement_rule, Rule)
+        except (BundleError, msgspec.ValidationError):
             return []
         answers, confidence = model.predict_many([row.input for row in taught])
         asked: Counter[str] = Counter()
@@ -192,7 +186,7 @@ class Learner:
         for row, answer, sure in zip(taught, answers, confidence, strict=True):
             if sure >= demoted.threshold:
                 asked[answer] += 1
-                kept[answer] += answer == row.answer
+                kept[answer] += loss_of(answer, row.answer, rule) == 0.0
         still = {
             label
             for label, count in asked.items()
@@ -204,32 +198,32 @@ class Learner:
         self,
         task: Task,
         progress: Progress,
-        model: StaticModel,
+        candidate: Candidate,
         verdict: Verdict,
         lessons: Sequence[Row],
         agreement: float,
-        answer_s: float,
     ) -> None:
         held = self._memory.in_place(task)
-        energy = estimate_joules(answer_s)
+        energy = estimate_joules(candidate.answer_s)
         card = Card(
             task=task.id,
             task_name=task.name,
-            family="static",
-            labels=model.labels,
+            family=candidate.family,
+            labels=candidate.model.labels,
             teacher=task.model,
-            recipe=msgspec.to_builtins(StaticOptions()),
+            recipe=msgspec.to_builtins(candidate.recipe),
             rows=len(lessons),
             data_digest=_digest(lessons),
             calibration=msgspec.structs.asdict(verdict.calibration),
             agreement=agreement,
-            size_bytes=model.size_bytes,
-            answer_us=answer_s * 1e6,
+            size_bytes=candidate.model.size_bytes,
+            answer_us=candidate.answer_s * 1e6,
             joules_low=energy.low,
             joules_high=energy.high,
             parent=held.id if held is not None else None,
+            agreement_rule=msgspec.to_builtins(candidate.rule),
         )
-        expert, place = seal(self._folder, card, model, self._key)
+        expert, place = seal(self._folder, card, candidate.model, self._key)
         self._memory.promote(task, progress, expert, place, verdict)
         log.info("expert %s of task %s: %s", expert[:12], task.name, verdict.reason)
 
@@ -244,33 +238,6 @@ def _of_task(task: Task, rows: Sequence[Row]) -> list[Row]:
     """The group's rows that are of the task, with the part that varies as their input."""
     found = ((row, task.input_of(row.input)) for row in rows)
     return [row._replace(input=text) for row, text in found if text is not None]
-
-
-def _distill(lessons: Sequence[Row]) -> StaticModel:
-    """A candidate from the big model's answers; answers seen once are left out."""
-    counts = Counter(answers_of(lessons))
-    kept = [row for row in lessons if counts[row.answer] > 1 and row.answer != NOT_TEXT]
-    answers = answers_of(kept)
-    soft = None
-    if any(row.alternatives for row in kept):
-        teller = SoftAnswers(set(answers))
-        soft = [teller.of(row.answer, row.alternatives) for row in kept]
-    return distill_static([row.input for row in kept], answers, probabilities=soft)
-
-
-def _confront(model: ExpertModel, sample: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The candidate's confidence on the sample, and where the big model agrees with it."""
-    answers, confidence = model.predict_many([row.input for row in sample])
-    agrees = [answer == row.answer for answer, row in zip(answers, sample, strict=True)]
-    return confidence, np.array(agrees, dtype=np.bool_)
-
-
-def _seconds_an_answer(model: ExpertModel, inputs: Sequence[str]) -> float:
-    """CPU seconds of one answer, the mean over `inputs` one by one."""
-    started = time.thread_time()
-    for text in inputs:
-        model.predict_one(text)
-    return (time.thread_time() - started) / max(1, len(inputs))
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -13,11 +13,11 @@ from sqlalchemy import case, func, insert, select, update
 from puhui.cascade.agreement import canonical
 from puhui.core.answer import Usage
 from puhui.evolve.gate import Verdict
-from puhui.evolve.soft_answers import Alternatives
 from puhui.evolve.traffic import Task
 from puhui.store.database import Store
 from puhui.store.records import event_row
 from puhui.store.tables import contexts, experience, experts, ledger, tasks
+from puhui.teachers.soft_answers import Alternatives
 
 
 class Progress(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Floor 6: any answerer over HTTP, as OpenAI's chat completions (extra `serve`).
+"""Floor 7: any answerer over HTTP, as OpenAI's chat completions (extra `serve`).
 
 - `chat`: requests and replies, whole and streamed
 - `app`: the routes, and errors as OpenAI words them

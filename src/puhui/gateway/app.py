@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import (
@@ -52,11 +52,12 @@ def build_app(
     models: Collection[str] = (),
     state: Callable[[], dict[str, Any]] = dict,
     lifespan: Lifespan | None = None,
+    more_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """An ASGI application that serves `answerer`.
 
     `models` are the names that a request may give (empty: any name, the upstream decides). `state` is what
-    GET /puhui/state shows.
+    GET /puhui/state shows. `more_routes` come after those of this module.
     """
 
     async def chat(http: HttpRequest) -> Response:
@@ -87,6 +88,7 @@ def build_app(
             Route("/v1/models", list_models),
             Route("/healthz", health),
             Route("/puhui/state", show_state),
+            *more_routes,
         ],
         exception_handlers={PuhuiError: _on_error, HTTPException: _on_http_error, Exception: _on_fault},
         lifespan=lifespan,

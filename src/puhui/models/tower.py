@@ -1,8 +1,8 @@
-"""One tower of a static expert: from a text's features to logits. The formula is in `static`."""
+"""One tower of a static expert: from a text's features to logits. Formula and file format are in `static`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,6 +16,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.intp]
 
 _SMALLEST_NORM = 1e-6  # a text of unknown features has norm 0 and pools to zero
+_FOUR_BITS = 7  # numbers of 4 bits lie in [−7, 7]
+_STORED = ("owners", "table", "gain", "weight", "bias")
 _TYPES: dict[str, tuple[type[np.generic], ...]] = {"slots": (np.uint16, np.uint32), "table": (np.int8,)}
 
 
@@ -30,10 +32,16 @@ def rows_of(
     return rows[first]
 
 
+def narrowed(slots: npt.NDArray[np.uint32], *, rows: int) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+    """The same numbers in two bytes each where that many rows allow it: twice as many fit a cache."""
+    return slots.astype(np.uint16) if rows <= 1 << 16 else slots
+
+
 class Tower(msgspec.Struct, frozen=True, eq=False):
     """Arrays of a tower: b buckets, r rows, k labels.
 
-    `slots` uint16 or uint32 [b]: the row of each bucket, 0 for none. `table` int8 [r, k], row 0 zero. `gain`
+    `slots` uint16 or uint32 [b]: the row of each bucket, 0 for none; the buckets that own one own the rows
+    1, 2, … r − 1 in ascending order. `table` int8 [r, k], row 0 zero. `gain`
     float32 [r] is a feature's weight times its row's int8 scale, `weight` float32 [r] the weight alone; row 0
     of both is 0. `bias` float32 [k]. With `words_only` it reads single words alone: the many character
     n-grams would fall on words by chance.
@@ -46,10 +54,28 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
     bias: FloatArray
     words_only: bool = False
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by name."""
-        named = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return {name: array for name, array in named if isinstance(array, np.ndarray)}
+    def stored(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays as they lie on disk, by name: see `static`."""
+        table = self.table if np.abs(self.table).max() > _FOUR_BITS else _packed(self.table)
+        arrays = (np.packbits(self.slots > 0, bitorder="little"), table, self.gain, self.weight, self.bias)
+        return dict(zip(_STORED, arrays, strict=True))
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, npt.NDArray[Any]], *, buckets: int, words_only: bool) -> Tower:
+        """The tower that `stored` gave. Raises BundleError for other names or a table of another type."""
+        if set(arrays) != set(_STORED):
+            raise BundleError(f"a tower has {', '.join(sorted(arrays))}; expected {', '.join(_STORED)}")
+        owners, table, gain, weight, bias = (arrays[name] for name in _STORED)
+        if owners.dtype != np.uint8 or owners.shape != (-(-buckets // 8),):
+            raise BundleError(f"owners is {owners.dtype} {owners.shape}; expected uint8, one bit for each of {buckets}")
+        if table.ndim != 2 or table.dtype not in (np.int8, np.uint8):
+            raise BundleError(f"table is {table.dtype} {table.shape}; expected int8 or uint8, rows by labels")
+        if table.dtype == np.uint8:
+            table = _unpacked(table, bias.size)
+        owned = np.unpackbits(owners, count=buckets, bitorder="little").astype(np.bool_)
+        slots = np.zeros(buckets, np.uint32)
+        slots[owned] = np.arange(1, np.count_nonzero(owned) + 1)
+        return cls(narrowed(slots, rows=len(table)), table, gain, weight, bias, words_only)
 
     def rows(self, found: Features) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The distinct rows [m] of a text's features, ascending; 0 stands for those that own none."""
@@ -89,12 +115,33 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
             "weight": (rows,),
             "bias": (labels,),
         }
-        for name, array in self.arrays().items():
+        for name, shape in shapes.items():
+            array = getattr(self, name)
             types = _TYPES.get(name, (np.float32,))
-            if array.shape != shapes[name] or array.dtype not in types:
-                found, wanted = f"{array.dtype} {array.shape}", f"{types[0].__name__} {shapes[name]}"
+            if array.shape != shape or array.dtype not in types:
+                found, wanted = f"{array.dtype} {array.shape}", f"{types[0].__name__} {shape}"
                 raise BundleError(f"{name} is {found}; expected {wanted}")
             if not np.isfinite(array).all():
                 raise BundleError(f"{name} holds numbers that are not finite")
-        if int(self.slots.max()) >= rows:
-            raise BundleError(f"slots name row {int(self.slots.max())}, but the table has {rows} rows")
+        if self.gain[0] or self.weight[0]:
+            raise BundleError(
+                f"row 0 has gain {self.gain[0]:g} and weight {self.weight[0]:g}; expected 0: it is nobody's"
+            )
+        owned = self.slots[self.slots > 0]
+        if len(owned) != rows - 1 or not np.array_equal(owned, np.arange(1, rows)):
+            raise BundleError(f"{len(owned)} buckets own rows; expected {rows - 1}, in the order of the rows")
+
+
+def _packed(table: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Numbers of 4 bits [r, k] two a byte [r, ⌈k/2⌉], each plus 8, even columns in the low half."""
+    raised = np.pad(table + np.int8(8), ((0, 0), (0, table.shape[1] % 2)), constant_values=8).astype(np.uint8)
+    both: npt.NDArray[np.uint8] = raised[:, 0::2] | raised[:, 1::2] << np.uint8(4)
+    return both
+
+
+def _unpacked(packed: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.int8]:
+    """The first `columns` of what was `_packed`."""
+    table = np.empty((len(packed), 2 * packed.shape[1]), np.int8)
+    table[:, 0::2], table[:, 1::2] = packed & 15, packed >> 4
+    table -= 8
+    return np.ascontiguousarray(table[:, :columns])

@@ -1,4 +1,4 @@
-"""Floor 5: one node, an answerer in front of a big model.
+"""Floor 6: one node, an answerer in front of a big model.
 
 - `node`: finds the task, asks the expert or the big model, meters, and writes it down
 - `roster`: the experts in place; `expert`: one of them

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from sqlalchemy import insert, select, update
 
-from puhui.cascade.agreement import NOT_TEXT, loss_of
+from puhui.cascade.agreement import NOT_TEXT
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import PuhuiError, StoreError, UpstreamRefused
 from puhui.core.request import Message, Request
@@ -121,7 +121,7 @@ class Auditor:
         # An answer that is not text (a tool call, say) is a disagreement like any other.
         said = answer.text if answer.text is not None else NOT_TEXT
         await asyncio.to_thread(self._write, audit, answer, said)
-        audit.case.loss = loss_of(audit.given, said)
+        audit.case.decide(audit.given, said)
         await self._judge(audit)
 
     def _write(self, audit: Audit, answer: Answer, said: str) -> None:

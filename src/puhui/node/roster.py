@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import func, insert, select, update
 
-from puhui.cascade.agreement import loss_of
+from puhui.bundles.bundle import open_bundle
+from puhui.cascade.agreement import Rule
 from puhui.cascade.monitor import RiskMonitor
-from puhui.compress.bundle import open_bundle
 from puhui.core.errors import BundleError
 from puhui.core.settings import Promise
 from puhui.evolve.traffic import Task, TaskIndex, Traffic
@@ -86,12 +87,14 @@ class Roster:
 
     def _load(self, row: Any, task: Task) -> Expert | None:
         try:
-            _, model = open_bundle(Path(row.folder), expert=row.id, trusted=self._trusted)
-        except BundleError as error:
+            card, model = open_bundle(Path(row.folder), expert=row.id, trusted=self._trusted)
+            rule = msgspec.convert(card.agreement_rule, Rule)
+        except (BundleError, msgspec.ValidationError) as error:
             log.error("expert %s is refused: %s", row.id[:12], error)
             self.end(row.id, REFUSED, "refusal", str(error), task.id)
             return None
-        expert = Expert(row.id, task, model, row.threshold, RiskMonitor(epsilon=row.epsilon, delta=self._delta))
+        watch = RiskMonitor(epsilon=row.epsilon, delta=self._delta)
+        expert = Expert(row.id, task, model, row.threshold, watch, rule=rule)
         if self._replay(expert, row.created):
             self.end(row.id, DEMOTED, "demotion", broken_promise(expert.watch, "before the node stopped"), task.id)
             return None
@@ -113,7 +116,7 @@ class Roster:
         for row in sampled:
             case = expert.docket.open()
             if row.answer is not None:
-                case.loss = loss_of(row.expert_answer, row.answer)
+                case.decide(row.expert_answer, row.answer)
             elif row.body is not None:
                 expert.left_over[row.id] = case
             else:
@@ -136,6 +139,6 @@ class Roster:
 def broken_promise(watch: RiskMonitor, when: str) -> str:
     """Why an expert steps down, in words for the ledger."""
     return (
-        f"risk above {watch.epsilon:.1%} is proven: {watch.losses:.0f} of {watch.observations} sampled requests "
+        f"risk above {watch.epsilon:.1%} is proven: {watch.losses:g} of {watch.observations} sampled requests "
         f"got another answer than the big model's (evidence {watch.evidence:.0f} of {1 / watch.delta:.0f}), {when}"
     )

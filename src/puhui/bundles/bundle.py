@@ -2,6 +2,7 @@
 
     expert.json        the card: task, labels, teacher, recipe, guarantee, digests of every other file
     …                  what the family wrote (`models.family`): weights.safetensors and static.json, say
+    card.html          the card for people, and README.md the one for Hugging Face, where they were asked for
     signature.json     Ed25519 over the id, and the public key
 
 The id is the SHA-256 of `expert.json`, which holds the SHA-256 of every other file: one changed byte anywhere
@@ -15,12 +16,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import msgspec
 
+from puhui.bundles.card import Card as Card
 from puhui.core.errors import BundleError
 from puhui.models.family import ExpertModel, family_class
 from puhui.trust.keys import SigningKey, verify
@@ -30,31 +33,12 @@ SIGNATURE_FILE = "signature.json"
 _INSIDE = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*")
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """What an expert is, where it came from and what was proven of it.
+class Page(Protocol):
+    """A file that is made from the card: its text, in UTF-8 on disk."""
 
-    `calibration` holds the fields of `cascade.guarantee.Calibration`, which this room does not know.
-    """
-
-    task: str
-    task_name: str
-    family: str
-    labels: tuple[str, ...]
-    teacher: str
-    recipe: dict[str, Any]
-    rows: int
-    data_digest: str
-    calibration: dict[str, float | None]
-    agreement: float
-    size_bytes: int
-    answer_us: float
-    joules_low: float
-    joules_high: float
-    parent: str | None = None
-    licence: str = "as the big model's answers"
-    created: float = msgspec.field(default_factory=time.time)
-    format: int = 1
-    files: dict[str, str] = {}
+    def __call__(self, card: Card, *, key: str) -> str:
+        """The text for a card with the digests of the model's files; `key` is the public key that signs it."""
+        ...
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -64,13 +48,27 @@ class Signature(msgspec.Struct, frozen=True):
     signature: str
 
 
-def seal(folder: Path, card: Card, model: ExpertModel, key: SigningKey) -> tuple[str, Path]:
-    """Writes the bundle under `folder` and returns its id and place. It appears whole or not at all."""
+def seal(
+    folder: Path,
+    card: Card,
+    model: ExpertModel,
+    key: SigningKey,
+    *,
+    more: Mapping[str, bytes | Page] = MappingProxyType({}),
+) -> tuple[str, Path]:
+    """Writes the bundle under `folder` and returns its id and place. It appears whole or not at all.
+
+    `more` are further files by name, covered by the id like all others: bytes, or a page that is made from the
+    card once the digests of the model's own files are on it. BundleError for a name that is taken or not inside.
+    """
     draft = folder / f".draft-{os.getpid()}-{time.monotonic_ns()}"
     try:
         model.save(draft)
-        files = {name: _digest(draft / name) for name in sorted(_files(draft))}
-        card_bytes = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(card, files=files)), indent=1)
+        card = msgspec.structs.replace(card, files=_digests(draft))
+        for name, content in more.items():
+            _add(draft, name, content if isinstance(content, bytes) else content(card, key=key.public).encode())
+        card = msgspec.structs.replace(card, files=_digests(draft))
+        card_bytes = msgspec.json.format(msgspec.json.encode(card), indent=1)
         expert = hashlib.sha256(card_bytes).hexdigest()
         (draft / CARD_FILE).write_bytes(card_bytes)
         signature = Signature(key.public, key.sign(expert.encode()))
@@ -83,13 +81,18 @@ def seal(folder: Path, card: Card, model: ExpertModel, key: SigningKey) -> tuple
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def open_bundle(
-    folder: Path, *, expert: str | None = None, trusted: Collection[str] | None = None
-) -> tuple[Card, ExpertModel]:
-    """The card and the model of a bundle, once every digest and the signature hold.
+class Signed(NamedTuple):
+    """A card whose signature holds, with the id that it gives the expert and the public key that signed it."""
 
-    `expert` is the id that it must have; `trusted` the public keys that may have signed it (None: any).
-    Raises `BundleError` that names the file at fault.
+    card: Card
+    id: str
+    key: str
+
+
+def read_card(folder: Path, *, expert: str | None = None, trusted: Collection[str] | None = None) -> Signed:
+    """The card of a bundle, once its signature holds; the other files are not read.
+
+    Arguments and errors as for `open_bundle`.
     """
     card_bytes = _read(folder / CARD_FILE)
     found = hashlib.sha256(card_bytes).hexdigest()
@@ -106,6 +109,18 @@ def open_bundle(
         verify(signature.key, found.encode(), signature.signature)
     except BundleError as error:
         raise BundleError(f"{folder / CARD_FILE} or {SIGNATURE_FILE} was changed: {error}") from error
+    return Signed(card, found, signature.key)
+
+
+def open_bundle(
+    folder: Path, *, expert: str | None = None, trusted: Collection[str] | None = None
+) -> tuple[Card, ExpertModel]:
+    """The card and the model of a bundle, once every digest and the signature hold.
+
+    `expert` is the id that it must have; `trusted` the public keys that may have signed it (None: any).
+    Raises `BundleError` that names the file at fault.
+    """
+    card = read_card(folder, expert=expert, trusted=trusted).card
     for name, digest in card.files.items():
         if not _INSIDE.fullmatch(name):
             raise BundleError(f"the bundle {folder} names a file outside itself: {name!r}")
@@ -161,6 +176,17 @@ def _files(folder: Path) -> set[str]:
     """The names of all files in the folder and its folders, but for hidden ones, which file managers leave."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix() for path in found}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: _digest(folder / name) for name in sorted(_files(folder))}
+
+
+def _add(draft: Path, name: str, content: bytes) -> None:
+    if not _INSIDE.fullmatch(name) or name in (CARD_FILE, SIGNATURE_FILE) or (draft / name).exists():
+        raise BundleError(f"no file {name!r} can be added to a bundle: it is taken, or not a name within its folder")
+    (draft / name).parent.mkdir(parents=True, exist_ok=True)
+    (draft / name).write_bytes(content)
 
 
 def _digest(path: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puhui.evolve.soft_answers import SoftAnswers
+from puhui.teachers.soft_answers import SoftAnswers
 
 LABELS = st.sets(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=30).map(sorted)
 TOLD = st.none() | st.lists(st.tuples(st.text("abc ", max_size=4), st.floats(-50.0, 0.5)), max_size=20)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import experts
-from puhui.compress.bundle import CARD_FILE, SIGNATURE_FILE, Signature, open_bundle, seal
+from puhui.bundles.bundle import CARD_FILE, SIGNATURE_FILE, Card, Signature, open_bundle, read_card, seal
 from puhui.core.errors import BundleError
 from puhui.evolve.traffic import Task
 from puhui.trust.keys import SigningKey, load_or_create_key
@@ -132,3 +132,46 @@ def test_nothing_is_left_when_sealing_fails(tmp_path: Path, key: SigningKey) -> 
     with pytest.raises(TypeError):
         seal(tmp_path / "e", experts.card(TASK, recipe={"a": object()}), experts.model(), key)
     assert list((tmp_path / "e").iterdir()) == []
+
+
+def test_more_files_are_covered_by_the_id(tmp_path: Path, key: SigningKey) -> None:
+    def page(card: Card, *, key: str) -> str:
+        return f"{key} {sorted(card.files)} 慧"
+
+    more = {"page.txt": page, "notes/raw.bin": bytes(range(256))}
+    expert, place = seal(tmp_path / "e", experts.card(TASK), experts.model(), key, more=more)
+    card, _ = open_bundle(place, expert=expert)
+    assert set(card.files) == {"page.txt", "notes/raw.bin", "static.json", "weights.safetensors"}
+    assert (place / "notes" / "raw.bin").read_bytes() == bytes(range(256))
+    told = (place / "page.txt").read_text(encoding="utf-8")
+    assert told == f"{key.public} ['static.json', 'weights.safetensors'] 慧"
+    (place / "page.txt").write_text(told + " ")
+    with pytest.raises(BundleError, match=r"page\.txt was changed"):
+        open_bundle(place)
+
+
+@pytest.mark.parametrize("name", ["expert.json", "signature.json", "static.json", "../out", "/etc/x", ".hidden", ""])
+def test_a_file_that_cannot_be_added(tmp_path: Path, key: SigningKey, name: str) -> None:
+    with pytest.raises(BundleError, match="can be added"):
+        seal(tmp_path / "e", experts.card(TASK), experts.model(), key, more={name: b"x"})
+    assert list((tmp_path / "e").iterdir()) == []
+
+
+def test_the_card_of_a_bundle_alone(sealed: tuple[str, Path], key: SigningKey, tmp_path: Path) -> None:
+    expert, place = sealed
+    (place / "weights.safetensors").unlink()
+    signed = read_card(place, expert=expert, trusted={key.public})
+    assert (signed.id, signed.key, signed.card.task_name) == (expert, key.public, "a task")
+    with pytest.raises(BundleError, match="not trusted here"):
+        read_card(place, trusted={load_or_create_key(tmp_path / "other").public})
+
+
+def test_a_card_from_before_there_were_pages_opens(sealed: tuple[str, Path], key: SigningKey) -> None:
+    """Cards grow by fields with defaults; one without them is read as before."""
+    grown = {"trade_offs", "confusions", "reliability", "calibration_error", "devices", "precision", "commands"}
+    old = msgspec.json.decode((sealed[1] / CARD_FILE).read_bytes())
+    data = msgspec.json.encode({name: value for name, value in old.items() if name not in grown})
+    (sealed[1] / CARD_FILE).write_bytes(data)
+    signature = Signature(key.public, key.sign(hashlib.sha256(data).hexdigest().encode()))
+    (sealed[1] / SIGNATURE_FILE).write_bytes(msgspec.json.encode(signature))
+    assert open_bundle(sealed[1])[0].trade_offs == ()

@@ -1,0 +1,324 @@
+"""The workshop in one call: a big model and some text in, a signed expert for a device out.
+
+1. The big model is asked (`asking`), nothing twice, within the budget; one that contradicts itself is measured.
+2. The answers are parted at random: some teach, some judge the candidates, and some only calibrate the winner.
+3. The `search` finds the cheapest recipe that keeps the floor on the device.
+4. The winner is calibrated once (`cascade.guarantee`), and what was tried and measured goes on its card (`bundle`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import numpy as np
+
+from puhui.bundles.bundle import read_card, seal
+from puhui.bundles.card import Ancestor, Card, Ceiling, Data, Section, Speed, TradeOff
+from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
+from puhui.bundles.card_page import render_card
+from puhui.bundles.model_card import render_model_card
+from puhui.cascade.agreement import agreements
+from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
+from puhui.compress.answer_shape import Label, Shape, find_shape, rule_of
+from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
+from puhui.compress.recipes import Kitchen, Material, Recipe, StaticRecipe
+from puhui.compress.search import Candidate, Found, Goal, Search
+from puhui.core.errors import LearningError, SettingsError
+from puhui.energy.power import estimate_joules
+from puhui.models.family import ExpertModel
+from puhui.store.database import open_store
+from puhui.teachers.asking import AskProgress, Budget, ask_all, soften
+from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
+from puhui.teachers.probing import Estimate, SelfAgreement, estimate, self_agreement
+from puhui.teachers.teacher import Teacher, Told
+from puhui.trust.keys import SigningKey
+
+CALIBRATING, JUDGING = 0.25, 0.15
+MOST_CALIBRATING, MOST_JUDGING = 4000, 2000
+LEAST_TAUGHT = 20
+
+
+class Watcher:
+    """Is told how the work goes on. Every method does nothing here: override what should be shown."""
+
+    def estimated(self, found: Estimate) -> None:
+        """Before the big model is asked. Raising here ends the work before it has cost anything more."""
+
+    def asked(self, progress: AskProgress) -> None:
+        """As answers come."""
+
+    def contradicts(self, found: SelfAgreement) -> None:
+        """A big model that may answer differently each time was asked twice."""
+
+    def building(self, recipe: Recipe, share: float) -> None:
+        """A candidate is being built, `share` of it is done."""
+
+    def judged(self, candidate: Candidate) -> None:
+        """A candidate was judged."""
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of the workshop.
+
+    `goal` says for which device and how good, `budget` what asking may cost. `work` is the folder for everything
+    that a next run can use again, `out` the bundle's place. With `accept_nearest` an expert that misses the floor is
+    made all the same, but never one that the device cannot hold. `command` is what makes the expert again.
+    """
+
+    out: Path
+    work: Path
+    goal: Goal = Goal()
+    budget: Budget = Budget()
+    base: Path | None = None
+    name: str = "expert"
+    source: str = ""
+    accept_nearest: bool = False
+    command: str = ""
+    seed: int = 0
+
+
+class Made(msgspec.Struct, frozen=True):
+    """The expert: its id, where it lies, its card, and the search that found it."""
+
+    id: str
+    folder: Path
+    card: Card
+    found: Found
+
+
+def open_rows(data: Path | None, task: str | None, store: str) -> Rows:
+    """The rows of a file, or of a task in the store at that URL: one of them. SettingsError for both or neither."""
+    if (data is None) == (task is None):
+        raise SettingsError("give the texts to learn from: either a file by --data, or a task of the store by --task")
+    if data is not None:
+        return read_rows(data)
+    opened = open_store(store, create=False)
+    try:
+        return rows_of_task(opened, str(task))
+    finally:
+        opened.close()
+
+
+def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: Watcher | None = None) -> Made:
+    """Makes the smallest, fastest expert for the order's device that still says what `teacher` says of `rows`.
+
+    Raises LearningError where no expert can be learned, or none that will do (what came nearest, and what it would
+    take), SettingsError where `out` is taken, UpstreamError where the teacher is gone. Whatever ends it, the same
+    call goes on from there.
+    """
+    watcher = watcher or Watcher()
+    if order.out.exists():
+        raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
+    texts, told = _answered(teacher, rows, order, watcher)
+    answers = [one.answer for one in told]
+    ceiling = _ceiling(teacher, texts, order, watcher)
+    parts = _parts(len(texts), order, watcher)
+    # The shape is that of the rows that teach: what is proven by the others must not depend on them.
+    shape = find_shape([texts[row] for row in parts[0]], [answers[row] for row in parts[0]]) or _few_labels(answers)
+    material = _material(texts, answers, told, shape)
+    taught, held, sample = (material.pick(part) for part in parts)
+    search = Search(
+        taught,
+        held,
+        order.goal,
+        order.work,
+        base=order.base,
+        seed=order.seed,
+        show=watcher.judged,
+        progress=watcher.building,
+    )
+    found = search.run()
+    chosen = _chosen(found, order, watcher)
+    model = _finished(chosen, search.kitchen, taught, held, order)
+    return _sealed(model, chosen, found, sample, material, ceiling, teacher, order, key)
+
+
+def _answered(teacher: Teacher, rows: Rows, order: Order, watcher: Watcher) -> tuple[list[str], list[Told]]:
+    """Texts with what the teacher told of them, the file's own answers included."""
+    known = {number: one for number, one in enumerate(rows.told) if one is not None}
+    open_rows = [number for number in range(len(rows.texts)) if number not in known]
+    if open_rows:
+        asked_texts = [rows.texts[number] for number in open_rows]
+        folder = order.work / "answers"
+        watcher.estimated(estimate(teacher, asked_texts, folder=folder))
+        asked = ask_all(teacher, asked_texts, folder=folder, budget=order.budget, progress=watcher.asked)
+        known |= {number: one for number, one in zip(open_rows, asked.told, strict=True) if one is not None}
+        if asked.stopped:
+            watcher.note(f"asking ended early: {asked.stopped}; {len(known)} of {len(rows.texts)} texts have an answer")
+        for why, count in asked.refused.items():
+            watcher.note(f"{count} texts were refused by the big model: {why}")
+    numbers = sorted(known)
+    return [rows.texts[number] for number in numbers], [known[number] for number in numbers]
+
+
+def _ceiling(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watcher) -> Ceiling | None:
+    if teacher.deterministic:
+        return None
+    found = self_agreement(teacher, texts, folder=order.work / "answers", seed=order.seed, budget=order.budget)
+    watcher.contradicts(found)
+    return Ceiling(found.share, found.low, found.high, found.rows)
+
+
+def _few_labels(answers: Sequence[str]) -> Shape:
+    """Labels, where there are too few rows to be certain of it. LearningError where an expert can learn nothing."""
+    counts = check_answers(answers)
+    return Label(tuple(answer for answer, count in counts.most_common() if count > 1))
+
+
+def _material(texts: Sequence[str], answers: Sequence[str], told: Sequence[Told], shape: Shape) -> Material:
+    soft = soften(told, sorted(set(answers)))
+    probabilities = None
+    if any(one is not None for one in soft):
+        probabilities = [one or {answer: 1.0} for one, answer in zip(soft, answers, strict=True)]
+    vectors = [one.vector for one in told]
+    whole = np.stack([one for one in vectors if one is not None]) if None not in vectors and vectors else None
+    return Material(texts, answers, shape, probabilities, whole)
+
+
+def _parts(count: int, order: Order, watcher: Watcher) -> tuple[list[int], list[int], list[int]]:
+    """The rows that teach, judge and calibrate: drawn at random, so that all are alike."""
+    promise = order.goal.promise
+    calibrating = min(MOST_CALIBRATING, round(count * CALIBRATING))
+    judging = min(MOST_JUDGING, round(count * JUDGING))
+    if count - calibrating - judging < LEAST_TAUGHT:
+        raise LearningError(
+            f"{count} answers; an expert needs {LEAST_TAUGHT / (1 - CALIBRATING - JUDGING):.0f} or more"
+        )
+    needed = rows_needed(promise.epsilon, promise.delta)
+    if calibrating < needed:
+        watcher.note(
+            f"{calibrating} answers calibrate; to prove a risk of {promise.epsilon:.1%} takes {needed} of them without "
+            f"an error, so about {needed / CALIBRATING:.0f} answers in all: until then the expert is never sure"
+        )
+    drawn = np.random.default_rng(order.seed).permutation(count).tolist()
+    sample, held = drawn[:calibrating], drawn[calibrating : calibrating + judging]
+    return drawn[calibrating + judging :], held, sample
+
+
+def _chosen(found: Found, order: Order, watcher: Watcher) -> Candidate:
+    if found.chosen is not None:
+        return found.chosen
+    fitting = [candidate for candidate in found.tried if not candidate.misses]
+    if not order.accept_nearest or not fitting:
+        raise LearningError(found.why)
+    watcher.note(found.why)
+    return max(fitting, key=lambda candidate: (candidate.coverage, candidate.agreement))
+
+
+def _finished(chosen: Candidate, kitchen: Kitchen, taught: Material, held: Material, order: Order) -> ExpertModel:
+    """The chosen model; one that is quick to build learns from the judging answers as well."""
+    if not isinstance(chosen.recipe, StaticRecipe):
+        return kitchen.cook(chosen.recipe).model
+    kitchen = Kitchen(taught.with_rows(held), order.work / "candidates", base=order.base, seed=order.seed)
+    return kitchen.cook(chosen.recipe).model
+
+
+def _sealed(
+    model: ExpertModel,
+    chosen: Candidate,
+    found: Found,
+    sample: Material,
+    material: Material,
+    ceiling: Ceiling | None,
+    teacher: Teacher,
+    order: Order,
+    key: SigningKey,
+) -> Made:
+    said, confidence = model.predict_many(sample.texts)
+    rule = rule_of(sample.shape)
+    agrees = agreements(said, sample.answers, rule)
+    promise = order.goal.promise
+    proven = calibrate_threshold(confidence, agrees, epsilon=promise.epsilon, delta=promise.delta)
+    footprint = measure_here(model, sample.texts)
+    card = _card(model, chosen, found, proven, footprint, material, teacher, order)
+    bins = reliability_of(confidence, agrees == 1.0)
+    card = msgspec.structs.replace(
+        card,
+        agreement=float(agrees.mean()),
+        confusions=confusions_of(sample.answers, said),
+        reliability=bins,
+        calibration_error=calibration_error(bins),
+        ceiling=ceiling,
+        agreement_rule=msgspec.to_builtins(rule),
+        data=Data(rows=len(material.texts), held_out=len(sample.texts), source=order.source, digest=material.digest),
+    )
+    pages = {"card.html": render_card, "README.md": render_model_card}
+    order.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=order.out.parent, prefix=".") as draft:
+        expert, place = seal(Path(draft), card, model, key, more=pages)
+        place.rename(order.out)  # whole or not at all
+    return Made(expert, order.out, read_card(order.out, expert=expert).card, found)
+
+
+def _card(
+    model: ExpertModel,
+    chosen: Candidate,
+    found: Found,
+    proven: Calibration,
+    footprint: Footprint,
+    material: Material,
+    teacher: Teacher,
+    order: Order,
+) -> Card:
+    energy = estimate_joules(footprint.cpu_s)
+    return Card(
+        task=f"task-{material.digest[:16]}",
+        task_name=order.name,
+        family=chosen.family,
+        labels=model.labels,
+        teacher=teacher.name,
+        recipe=msgspec.to_builtins(chosen.recipe),
+        rows=len(material.texts),
+        data_digest=material.digest,
+        calibration=msgspec.structs.asdict(proven),
+        agreement=0.0,
+        size_bytes=model.size_bytes,
+        answer_us=footprint.cpu_s * 1e6,
+        joules_low=energy.low,
+        joules_high=energy.high,
+        trade_offs=tuple(_trade_off(one, chosen) for one in found.tried),
+        devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
+        commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
+        lineage=() if order.base is None else (Ancestor("pretrained encoder", order.base.name),),
+    )
+
+
+def _devices(order: Order) -> dict[str, Profile]:
+    wanted = order.goal.profile
+    return {**PROFILES, wanted.name: wanted}
+
+
+def _speed(footprint: Footprint, name: str, factor: float) -> Speed:
+    here = name == "this"
+    return Speed(
+        latency_ms=footprint.latency_ms * factor,
+        size_bytes=footprint.bytes,
+        joules=footprint.joules if here else None,
+        memory_bytes=footprint.memory_bytes,
+        measured=here,
+        factor=factor,
+        scaled_from="" if here else "this",
+    )
+
+
+def _trade_off(candidate: Candidate, chosen: Candidate) -> TradeOff:
+    return TradeOff(
+        name=candidate.name,
+        family=candidate.family,
+        size_bytes=candidate.footprint.bytes,
+        latency_ms=candidate.footprint.latency_ms,
+        joules=candidate.footprint.joules,
+        agreement=candidate.agreement,
+        coverage=candidate.coverage,
+        training_s=candidate.training_s,
+        recipe=msgspec.to_builtins(candidate.recipe),
+        chosen=candidate is chosen,
+        why_not="; ".join(map(str, candidate.misses)),
+    )

@@ -1,0 +1,153 @@
+"""What is found out of a teacher by asking a little: what asking all will cost, and whether it agrees with itself."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+import msgspec
+
+from puhui.cascade.guarantee import risk_upper_bound
+from puhui.core.errors import LearningError
+from puhui.teachers.answer_book import AnswerBook, key_of, plain
+from puhui.teachers.asking import Budget, Show, ask_all
+from puhui.teachers.teacher import Teacher, Told
+
+ENOUGH_KNOWN = 32
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What asking will take. `to_ask` of `distinct` texts are still to be asked; the rest is known in the folder.
+
+    `tokens_in`, `tokens_out`, `cost` (USD, None where the price is not known) and `seconds` are for what is still to
+    be asked, from the mean of `sampled` answers, of which `probed` were asked for the estimate and are now known.
+    """
+
+    texts: int
+    distinct: int
+    known: int
+    to_ask: int
+    sampled: int
+    probed: int
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+    seconds: float
+
+
+class SelfAgreement(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a teacher, asked twice, answers the same: `equal` of `rows`, `low` to `high` by Clopper and Pearson.
+
+    No expert can agree with a teacher's next answer more often than `ceiling`. If it gives answer k to a text with
+    probability p(k), it agrees with itself with Σ p², and an expert agrees with it with max p at best. As max p ≤
+    √Σp² for each text, and the root is concave, the expert's agreement is at most √(self-agreement) over all texts.
+    """
+
+    rows: int
+    equal: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """The share of equal answers."""
+        return self.equal / self.rows
+
+    @property
+    def ceiling(self) -> float:
+        """The most that any expert can agree, as estimated."""
+        return math.sqrt(self.share)
+
+    @property
+    def ceiling_high(self) -> float:
+        """The most that any expert can agree, at the upper end of the interval."""
+        return math.sqrt(self.high)
+
+
+def estimate(teacher: Teacher, texts: Sequence[str], *, folder: Path, probe: int = 8) -> Estimate:
+    """What asking `teacher` for all the texts will take, from up to `probe` of them, short and long, asked now.
+
+    Where enough answers are known already, nothing is asked. LearningError where the teacher refuses every probe.
+    """
+    distinct = list(dict.fromkeys(map(plain, texts)))
+    waiting, sample = _split(teacher, distinct, folder)
+    probed = 0
+    if len(sample) < min(ENOUGH_KNOWN, len(distinct)) and waiting and probe > 0:
+        asked = ask_all(teacher, _of_all_lengths(waiting, probe), folder=folder)
+        sample += [told for told in asked.told if told is not None]
+        probed = asked.asked
+        if not sample:
+            raise LearningError(f"{teacher.name} refused every probe: {'; '.join(asked.refused) or asked.stopped}")
+    left = len(waiting) - probed
+    costs = [told.cost for told in sample if told.cost is not None]
+    return Estimate(
+        texts=len(texts),
+        distinct=len(distinct),
+        known=len(distinct) - left,
+        to_ask=left,
+        sampled=len(sample),
+        probed=probed,
+        tokens_in=round(left * _mean([told.tokens_in for told in sample])),
+        tokens_out=round(left * _mean([told.tokens_out for told in sample])),
+        cost=left * _mean(costs) if costs or not left else None,
+        seconds=left * median([told.seconds for told in sample] or [0.0]) / teacher.parallel,
+    )
+
+
+def self_agreement(
+    teacher: Teacher,
+    texts: Sequence[str],
+    *,
+    folder: Path,
+    rows: int = 100,
+    delta: float = 0.05,
+    seed: int = 0,
+    budget: Budget | None = None,
+    progress: Show | None = None,
+) -> SelfAgreement:
+    """Asks for up to `rows` texts a second time and compares; the interval holds with probability 1 − `delta`.
+
+    First answers come from the folder where they are known, second ones are kept there too. LearningError where no
+    text was answered twice.
+    """
+    distinct = sorted(set(texts))
+    picked = random.Random(seed).sample(distinct, min(rows, len(distinct)))
+    first = ask_all(teacher, picked, folder=folder, budget=budget, progress=progress).told
+    second = ask_all(teacher, picked, folder=folder, budget=budget, progress=progress, again=1).told
+    pairs = [(one, two) for one, two in zip(first, second, strict=True) if one is not None and two is not None]
+    if not pairs:
+        raise LearningError(f"{teacher.name} answered none of {len(picked)} texts twice: nothing can be compared")
+    equal = sum(one.answer == two.answer for one, two in pairs)
+    return SelfAgreement(
+        rows=len(pairs),
+        equal=equal,
+        low=1.0 - risk_upper_bound(len(pairs) - equal, len(pairs), delta / 2),
+        high=risk_upper_bound(equal, len(pairs), delta / 2),
+    )
+
+
+def _split(teacher: Teacher, texts: Sequence[str], folder: Path) -> tuple[list[str], list[Told]]:
+    """Texts that are still to be asked, and what was told of the others."""
+    waiting, known = [], []
+    with AnswerBook(folder) as book:
+        for text in texts:
+            told = book.find(key_of(teacher.digest, text))
+            if told is None:
+                waiting.append(text)
+            else:
+                known.append(told)
+    return waiting, known
+
+
+def _of_all_lengths(texts: Sequence[str], count: int) -> list[str]:
+    """`count` texts from short to long: the middle of each of as many equal parts."""
+    by_length = sorted(texts, key=len)
+    count = min(count, len(by_length))
+    return [by_length[(2 * part + 1) * len(by_length) // (2 * count)] for part in range(count)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
