@@ -49,6 +49,7 @@ OURS: dict[str, Recipe] = {
     "puhui encoder, 3 layers": ENCODER,
     "puhui cascade": CascadeRecipe(STATIC, ENCODER),
 }
+LEARN_FROM_STATES = ("puhui encoder, 3 layers", "puhui cascade")
 Row = dict[str, Any]
 PredictMany = Callable[[Sequence[str]], tuple[Sequence[str], npt.NDArray[Any]]]
 
@@ -137,15 +138,19 @@ def judged(splits: dict[str, Split], predict_many: PredictMany) -> Row:
 
 
 class World(NamedTuple):
-    """One big model: what it said of each split, its CPU milliseconds an answer, and the folder of its students."""
+    """One big model: what it said of each split, its CPU milliseconds an answer, and the folder of its students.
+
+    `states`: whether its hidden states are another's than those of the encoder that students start from.
+    """
 
     splits: dict[str, Split]
     big_ms: float
     folder: Path
+    states: bool
 
 
 def our_rows(world: World, size: int, *, told: str) -> list[Row]:
-    """Ours, from the first `size` answers. A cascade's inner threshold needs rows of its own: a tenth of them."""
+    """Ours, from the first `size` answers, of which a tenth is kept for the cascade's inner threshold."""
     train = world.splits["train"]
     shape = Label(tuple(sorted(set(train.answers))))
     cut = size - max(50, size // 10)
@@ -155,15 +160,14 @@ def our_rows(world: World, size: int, *, told: str) -> list[Row]:
         vectors = train.vectors[rows] if with_vectors else None
         return Material(train.texts[rows], train.answers[rows], shape, train.probabilities[rows], vectors)
 
-    base, epsilon = packaged_encoder(), EPSILONS[0]
-    whole = Kitchen(part(slice(size)), world.folder, base=base)
-    less = Kitchen(part(slice(cut)), world.folder, base=base, held=part(slice(cut, size)), epsilon=epsilon)
+    base, held = packaged_encoder(), part(slice(cut, size))
+    kitchen = Kitchen(part(slice(cut)), world.folder, base=base, held=held, epsilon=EPSILONS[0])
     rows = []
     for name, recipe in OURS.items():
-        if with_vectors and isinstance(recipe, StaticRecipe):
+        if with_vectors and name not in LEARN_FROM_STATES:
             continue
         say(f"{name}, {size} answers, {told}")
-        cooked = (less if isinstance(recipe, CascadeRecipe) else whole).cook(recipe)
+        cooked = kitchen.cook(recipe)
         model = cooked.model
         row: Row = {"expert": name, "family": cooked.family, "answers": size, "told": told}
         row |= {"bytes": model.size_bytes, "training_s": cooked.seconds}
@@ -210,7 +214,7 @@ def measured(data: Path, work: Path, bigs: Sequence[str], sizes: Sequence[int], 
         splits = splits_of(data, seed)
         say(f"big model {big!r}: asking it for {sum(len(split.texts) for split in splits.values()):,} answers")
         ask = answered_by(big, splits, folder)
-        world = World(splits, cpu_ms(ask, timed_texts(splits)), folder)
+        world = World(splits, cpu_ms(ask, timed_texts(splits)), folder, big == "tuned")
         test = splits["test"]
         accuracy = float(np.mean([one == other for one, other in zip(test.answers, test.truth, strict=True)]))
         rows.append({"big": big, "expert": "the big model itself", "accuracy": accuracy, "cpu_ms": world.big_ms})
@@ -222,7 +226,7 @@ def measured(data: Path, work: Path, bigs: Sequence[str], sizes: Sequence[int], 
 def rows_of(world: World, size: int) -> list[Row]:
     """All rows of one size, each part kept when it is measured."""
     rows: list[Row] = []
-    for part in ("probabilities", "hidden states", "peers"):
+    for part in ("probabilities", "hidden states", "peers") if world.states else ("probabilities", "peers"):
         kept = world.folder / f"{part.replace(' ', '-')}-{size}.json"
         if not kept.exists():
             found = peer_rows(world, size) if part == "peers" else our_rows(world, size, told=part)

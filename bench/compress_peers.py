@@ -14,7 +14,7 @@ from puhui.models.encoder import packaged_encoder
 
 Say = Callable[[str], None]
 FloatArray = npt.NDArray[np.float32]
-EPOCHS, RATE, BATCH = 3, 1e-4, 32
+EPOCHS, RATE, BATCH = 2, 1e-4, 32
 MOST_PAIRED = 1000
 
 

@@ -46,3 +46,23 @@ def test_an_optimum_is_not_left() -> None:
     nothing = np.zeros((200, 30), np.float32)
     alike = np.full((200, 4), 0.25, np.float32)
     assert not fit_logistic(lambda given: nothing @ (nothing.T @ given), alike, penalty=1e-6, steps=9).any()
+
+
+def test_a_poor_step_on_the_way_does_not_end_it() -> None:
+    """In this problem single steps gain next to nothing long before the end; SciPy's optimum is the measure."""
+    optimize = pytest.importorskip("scipy.optimize")
+    draw = np.random.default_rng(46)
+    rows = np.hstack([draw.normal(size=(80, 40)) * draw.choice([4, 1.2, 0.2], 40), np.ones((80, 1))])
+    wanted = draw.dirichlet(np.full(6, 0.3), 80)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = rows @ weights.reshape(41, 6)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        slope = rows.T @ (np.exp(logits) - wanted) / 80
+        return -float((wanted * logits).sum()) / 80, slope.ravel()
+
+    best = optimize.minimize(loss, np.zeros(246), jac=True, method="L-BFGS-B", options={"maxiter": 2000}).fun
+    floor = -float((wanted * np.log(np.maximum(wanted, 1e-30))).sum()) / 80
+    near = rows.astype(np.float32)
+    fitted = fit_logistic(lambda given: near @ (near.T @ given), wanted.astype(np.float32), penalty=0.0, steps=200)
+    assert loss(rows.T @ fitted.astype(np.float64))[0] - floor < 1.03 * (best - floor)

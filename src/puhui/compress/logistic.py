@@ -22,7 +22,7 @@ Kernel = Callable[[FloatArray], FloatArray]
 """Multiplies [n, k] by K [n, n], which is symmetric and has no negative eigenvalue."""
 
 HISTORY = 8  # steps remembered: more gains nothing
-LEAST_GAIN = 1e-3  # the fit ends when as many steps as are remembered lower the excess loss by a smaller share
+LEAST_GAIN = 5e-3  # the fit ends when as many steps as are remembered lower the excess loss by a smaller share
 LEAST_STEP = 1e-3
 
 

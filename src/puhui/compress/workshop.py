@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from puhui.bundles.bundle import read_card, seal
-from puhui.bundles.card import Ancestor, Card, Ceiling, Data, Section, Speed, TradeOff
+from puhui.bundles.card import Ancestor, Card, Ceiling, Data, Kept, Section, Speed, TradeOff
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
@@ -29,7 +29,9 @@ from puhui.compress.recipes import Kitchen, Material, Recipe, StaticRecipe
 from puhui.compress.search import Candidate, Found, Goal, Search
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
+from puhui.models.expert_cascade import CascadeModel
 from puhui.models.family import ExpertModel
+from puhui.models.onnx_encoder import EncoderModel
 from puhui.store.database import open_store
 from puhui.teachers.asking import AskProgress, Budget, ask_all, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
@@ -286,8 +288,16 @@ def _card(
         trade_offs=tuple(_trade_off(one, chosen) for one in found.tried),
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
+        precision=_precision(model),
         lineage=() if order.base is None else (Ancestor("pretrained encoder", order.base.name),),
     )
+
+
+def _precision(model: ExpertModel) -> tuple[Kept, ...]:
+    """What became of the matrices of the encoders in a model."""
+    steps = model.steps if isinstance(model, CascadeModel) else (model,)
+    notes = (note for step in steps if isinstance(step, EncoderModel) for note in step.precision)
+    return tuple(Kept(note.name, note.bits, note.harm, note.why) for note in notes)
 
 
 def _devices(order: Order) -> dict[str, Profile]:

@@ -25,6 +25,7 @@ from puhui.evolve.discovery import find_templates, task_of_group
 from puhui.evolve.gate import Verdict, is_worth_trying, judge
 from puhui.evolve.memory import Memory, Progress, Row
 from puhui.evolve.traffic import BARE, Task
+from puhui.models.encoder import packaged_encoder
 from puhui.trust.keys import SigningKey
 
 log = logging.getLogger("puhui.evolve")
@@ -115,7 +116,13 @@ class Learner:
         if shape is None or not is_worth_trying(self._promise, len(sample), progress.attempts + 1, rule_of(shape)):
             return self._wait(task, progress, rows + WAIT_ROWS)
         try:
-            candidate = learn(shape, lessons)
+            candidate = learn(
+                shape,
+                lessons,
+                base=packaged_encoder(),
+                folder=self._folder / f".attempt-{task.id}",
+                epsilon=self._promise.epsilon,
+            )
         except LearningError as error:
             self._note_work(task, f"nothing learned: {error}", started)
             return self._wait(task, progress, int(rows * GROWTH))

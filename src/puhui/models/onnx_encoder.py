@@ -33,6 +33,15 @@ CHARACTERS_A_TOKEN = 32
 are rare, and splitting 20,000 characters takes longer than everything else."""
 
 
+class MatrixNote(msgspec.Struct, frozen=True):
+    """In how many bits a matrix of the network is kept, the harm of eight (1 − cosine), and why, for people."""
+
+    name: str
+    bits: int
+    harm: float
+    why: str
+
+
 class EncoderConfig(msgspec.Struct, frozen=True):
     """What `encoder.json` holds: `slope` and `offset` [k] are those of `Reliability`.
 
@@ -44,6 +53,7 @@ class EncoderConfig(msgspec.Struct, frozen=True):
     slope: float
     offset: tuple[float, ...]
     format: int = FORMAT
+    precision: tuple[MatrixNote, ...] = ()
 
 
 class EncoderModel:
@@ -57,8 +67,9 @@ class EncoderModel:
         *,
         max_tokens: int = 128,
         reliability: Reliability | None = None,
+        precision: Sequence[MatrixNote] = (),
     ) -> None:
-        """From the ONNX file's bytes and the tokenizer's JSON.
+        """From the ONNX file's bytes and the tokenizer's JSON; `precision` says what became of its matrices.
 
         Raises BundleError that names the file where a part cannot be used or they do not fit each other,
         MissingExtra without ONNX Runtime or tokenizers.
@@ -71,6 +82,7 @@ class EncoderModel:
         self.max_tokens = max_tokens
         self.reliability = reliability or Reliability(1.0, np.zeros(len(self.labels), np.float32))
         self.reliability.check(labels=len(self.labels))
+        self.precision: tuple[MatrixNote, ...] = tuple(precision)
         self._onnx = onnx
         self._tokenizer = tokenizer_of(tokenizer, max_tokens)
         self._session = session_of(onnx)
@@ -115,7 +127,9 @@ class EncoderModel:
         (folder / MODEL_FILE).write_bytes(self._onnx)
         (folder / TOKENIZER_FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
         offset = tuple(self.reliability.offset.tolist())
-        write_config(folder / CONFIG_FILE, EncoderConfig(self.labels, self.max_tokens, self.reliability.slope, offset))
+        slope = self.reliability.slope
+        config = EncoderConfig(self.labels, self.max_tokens, slope, offset, precision=self.precision)
+        write_config(folder / CONFIG_FILE, config)
 
     @classmethod
     def load(cls, folder: Path) -> EncoderModel:
@@ -127,7 +141,14 @@ class EncoderModel:
             tokenizer = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
         with naming(folder):
             reliability = Reliability(config.slope, np.array(config.offset, np.float32))
-            return cls(config.labels, onnx, tokenizer, max_tokens=config.max_tokens, reliability=reliability)
+            return cls(
+                config.labels,
+                onnx,
+                tokenizer,
+                max_tokens=config.max_tokens,
+                reliability=reliability,
+                precision=config.precision,
+            )
 
     def _logits(self, ids: npt.NDArray[np.int64]) -> FloatArray:
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
