@@ -5,8 +5,10 @@
 Two big models: `head` is all-MiniLM-L6-v2 with a logistic regression on its vectors, `tuned` is the whole of it
 fine-tuned. Both learned 151 answers (150 intents and "oos": none of these) from the true labels of the 15,100 train
 rows. The small ones learn from the big model's answers and its probabilities to the same rows, and never see a true
-label. "Agreement" and "accuracy" are of the 5,500 test rows (1,000 out of scope); the threshold is calibrated on the
-3,100 validation rows as the big model answered them (`cascade.guarantee`, δ = 5 %), and coverage and risk are of test.
+label. The 8,600 validation and test rows, 1,100 of them out of scope, are mixed: 3,100 calibrate the threshold as the
+big model answered them (`cascade.guarantee`, δ = 5 %), and agreement, accuracy, coverage and risk are of the other
+5,500. (The data set's own validation rows are 3 % out of scope, its test rows 18 %: no proof on the one holds for the
+other, as it would for no traffic that changes so.)
 
 Ours: static, encoder, and both as a cascade, with the settings of the search's ladder; nothing was chosen on test.
 Peers, on the same answers: TF-IDF with logistic regression, model2vec with a logistic regression, a three-layer student
@@ -37,19 +39,23 @@ from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Materi
 from puhui.models.encoder import EncoderClassifier, SentenceEncoder, fit_head, packaged_encoder
 
 DELTA, EPSILONS = 0.05, (0.01, 0.02)
+CALIBRATING = 3100
 SIZES = (300, 1000, 3000, 15100)
 TIMED_ANSWERS, TIMED_ROUNDS = 300, 3
 RESULTS = Path(__file__).parent / "results" / "compress.json"
 STATIC = StaticRecipe(max_cells=12_000_000, word_vectors=True)
 ENCODER = EncoderRecipe(layers=(0, 1, 2))
+WHOLE = EncoderRecipe(layers=None, epochs=0)  # fitted, not tuned: it reads as the base does
 OURS: dict[str, Recipe] = {
     "puhui static, answers' words alone": StaticRecipe(max_cells=12_000_000),
     "puhui static": STATIC,
     "puhui encoder, 1 layer": EncoderRecipe(layers=(0,)),
     "puhui encoder, 3 layers": ENCODER,
-    "puhui cascade": CascadeRecipe(STATIC, ENCODER),
+    "puhui encoder, all layers": WHOLE,
+    "puhui cascade, 3 layers": CascadeRecipe(STATIC, ENCODER),
+    "puhui cascade, all layers": CascadeRecipe(STATIC, WHOLE),
 }
-LEARN_FROM_STATES = ("puhui encoder, 3 layers", "puhui cascade")
+LEARN_FROM_STATES = ("puhui encoder, 3 layers", "puhui cascade, 3 layers")
 Row = dict[str, Any]
 PredictMany = Callable[[Sequence[str]], tuple[Sequence[str], npt.NDArray[Any]]]
 
@@ -76,12 +82,17 @@ def say(message: str) -> None:
 
 
 def splits_of(data: Path, seed: int) -> dict[str, Split]:
-    """Train (mixed, so that the first few rows are of all kinds), val and test, with the out-of-scope rows."""
+    """Train, calibration and test, with the out-of-scope rows; each mixed, so that the first few are of all kinds."""
     found = json.loads((data / "data_full.json").read_text())
-    rows = {name: [*found[name], *found[f"oos_{name}"]] for name in ("train", "val", "test")}
-    order = np.random.default_rng(seed).permutation(len(rows["train"]))
-    rows["train"] = [rows["train"][i] for i in order]
-    return {name: Split(each) for name, each in rows.items()}
+    draw = np.random.default_rng(seed)
+    train, rest = (
+        [rows[i] for i in draw.permutation(len(rows))]
+        for rows in (
+            [*found["train"], *found["oos_train"]],
+            [*found["val"], *found["oos_val"], *found["test"], *found["oos_test"]],
+        )
+    )
+    return {"train": Split(train), "calibration": Split(rest[:CALIBRATING]), "test": Split(rest[CALIBRATING:])}
 
 
 def answered_by(big: str, splits: dict[str, Split], work: Path) -> Callable[[str], object]:
@@ -122,15 +133,15 @@ def cpu_ms(predict_one: Callable[[str], object], texts: Sequence[str]) -> float:
 
 
 def judged(splits: dict[str, Split], predict_many: PredictMany) -> Row:
-    """Agreement and accuracy on test, and coverage and risk there at thresholds proven on val."""
+    """Agreement and accuracy on test, and coverage and risk there at thresholds proven on the calibration rows."""
     confidence, agrees = {}, {}
-    for name in ("val", "test"):
+    for name in ("calibration", "test"):
         said, confidence[name] = predict_many(splits[name].texts)
         agrees[name] = np.array([one == other for one, other in zip(said, splits[name].answers, strict=True)])
     right = np.mean([one == other for one, other in zip(said, splits["test"].truth, strict=True)])
     row: Row = {"agreement": float(agrees["test"].mean()), "accuracy": float(right)}
     for epsilon in EPSILONS:
-        proven = calibrate_threshold(confidence["val"], agrees["val"], epsilon=epsilon, delta=DELTA)
+        proven = calibrate_threshold(confidence["calibration"], agrees["calibration"], epsilon=epsilon, delta=DELTA)
         taken = confidence["test"] >= (np.inf if proven.threshold is None else proven.threshold)
         row[f"coverage_{epsilon}"] = float(taken.mean())
         row[f"risk_{epsilon}"] = float((taken & ~agrees["test"]).mean())

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from puhui.compress.bags import gram_bags
-from puhui.compress.static_training import StaticOptions, _targets, distill_static, fit_tables, rounded
+from puhui.compress.lessons import Lessons
+from puhui.compress.static_training import StaticOptions, _folds, _softened, distill_static, fit_tables, rounded
 from puhui.compress.word_vectors import WordVectors
 from puhui.core.errors import BundleError, LearningError
 from puhui.models.hashing import FeatureOptions, features
@@ -69,11 +70,10 @@ def test_probabilities_teach_and_unknown_labels_are_left_out() -> None:
 
 def test_probabilities_are_softened_and_hard_answers_are_not() -> None:
     told = [{"a": 0.64, "b": 0.36}, {"a": 0.81, "b": 0.16}, {"c": 0.9, "unknown": 0.1}, {}]
-    soft = _targets(["a", "a", "c", "b"], told, ("a", "b", "c"), 2.0)
+    soft = _softened(Lessons.of(["t"] * 20, ["a", "a", "c", "b"] * 5, told * 5).wanted[:4], 2.0)
     assert soft[0] == pytest.approx(np.array([0.8, 0.6, 0.3]) / 1.7)  # of c nothing was told: a quarter of b's
     assert soft[1] == pytest.approx(np.array([0.9, 0.4, 0.2]) / 1.5)
     assert soft[2:].tolist() == [[0, 0, 1], [0, 1, 0]]
-    assert _targets(["a", "b"], None, ("a", "b"), 2.0).tolist() == [[1, 0], [0, 1]]
 
 
 def test_confidence_is_at_the_temperature_of_the_answers() -> None:
@@ -122,11 +122,10 @@ def test_rows_are_bounded() -> None:
 def test_rounding_loses_little(precision: Literal[8, 4], most_off: float) -> None:
     texts, answers = rows(400)
     found = [features(text, SMALL.features) for text in texts]
-    labels = sorted(SUBJECTS)
     bags = gram_bags(found, SMALL.features.buckets, 10_000)
-    table, bias = fit_tables(bags, None, _targets(answers, None, tuple(labels), 1.0), SMALL, lambda share: None)
-    exact = bags.matrix @ table + bias
-    near = rounded(bags, table, bias, precision).logits_many(found)
+    fitted = fit_tables(bags, None, Lessons.of(texts, answers).wanted, SMALL, lambda share: None)
+    exact = bags.matrix @ fitted.grams + fitted.bias
+    near = rounded(bags, fitted.grams, fitted.bias, precision).logits_many(found)
     assert near == pytest.approx(exact, abs=most_off * float(np.abs(exact).max()))
 
 
@@ -137,6 +136,41 @@ def test_four_bits_answer_alike_at_half_the_size(tmp_path: Path) -> None:
     half.save(tmp_path)
     assert np.array_equal(StaticModel.load(tmp_path).logits_many(texts), half.logits_many(texts))
     assert half.towers[0].stored()["table"].shape[1] == 2
+
+
+def confusing(count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Labels told apart by the text, and two that no text tells apart."""
+    draw = np.random.default_rng(seed)
+    texts, answers = rows(count, seed)
+    for i in range(0, count, 2):
+        texts[i], answers[i] = f"flip the coin {draw.choice(SEASONING)}", str(draw.choice(["heads", "tails"]))
+    return texts, answers
+
+
+def test_folds_teach_the_confidence_which_labels_to_doubt() -> None:
+    """The mean confidence is near the agreement: also for what cannot be known."""
+    model = distill_static(*confusing(600, 0), calibrated=2, options=SMALL)
+    texts, answers = confusing(600, 1)
+    said, confidence = model.predict_many(texts)
+    right = np.array([one == answer for one, answer in zip(said, answers, strict=True)])
+    coin = np.array([one in ("heads", "tails") for one in said])
+    assert confidence[coin].mean() == pytest.approx(right[coin].mean(), abs=0.12)
+    assert confidence[~coin].mean() == pytest.approx(right[~coin].mean(), abs=0.07)
+    assert confidence[coin].max() < confidence[~coin].min()
+
+
+def test_folds_change_no_answer_and_never_split_equal_texts() -> None:
+    texts, answers = rows(200)
+    plain, learned = (distill_static(texts, answers, calibrated=folds, options=SMALL) for folds in (0, 3))
+    assert plain.predict_many(texts)[0] == learned.predict_many(texts)[0]
+    folds = _folds(texts, 3, 0)
+    assert set(folds.tolist()) == {0, 1, 2}
+    assert len(set(zip(texts, folds.tolist(), strict=True))) == len(set(texts))
+
+
+def test_fewer_different_texts_than_folds_leave_the_confidence_as_it_is() -> None:
+    model = distill_static(["flip the coin"] * 20, ["heads", "tails"] * 10, calibrated=2, options=SMALL)
+    assert model.predict_one("flip the coin")[1] == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize("folds", [1, -2])

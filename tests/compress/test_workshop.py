@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import experts as sample
 from puhui.bundles.bundle import open_bundle, open_expert
+from puhui.compress.answer_shape import Label
 from puhui.compress.profiles import Profile
-from puhui.compress.search import Goal
+from puhui.compress.recipes import Material
+from puhui.compress.search import Goal, Search
 from puhui.compress.workshop import Order, Watcher, craft, open_rows
 from puhui.core.errors import LearningError, SettingsError
+from puhui.teachers.asking import Budget
 from puhui.teachers.inputs import Rows
+from puhui.teachers.paraphrase import recombined
 from puhui.teachers.probing import Estimate, SelfAgreement
 from puhui.teachers.teacher import TeacherOptions, Told
 from puhui.teachers.teachers import open_teacher
 from puhui.trust.keys import SigningKey, load_or_create_key
+from serving import BigModel
 
 
 class Notes(Watcher):
@@ -172,3 +178,101 @@ def test_rows_come_from_a_file_or_a_task_and_from_one_alone(tmp_path: Path) -> N
     for data, task in ((None, None), (tmp_path / "some.jsonl", "task")):
         with pytest.raises(SettingsError, match="either a file by --data, or a task"):
             open_rows(data, task, "sqlite://")
+
+
+# --- more texts
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Material, Material]]:
+    """What each search is given: rows that teach, and rows that judge."""
+    seen: list[tuple[Material, Material]] = []
+    begin = Search.__init__
+
+    def noted(self: Search, taught: Material, held: Material, *given: object, **more: object) -> None:
+        seen.append((taught, held))
+        begin(self, taught, held, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Search, "__init__", noted)
+    return seen
+
+
+def paraphrasing(asked: str) -> str:
+    """A big model that names subjects, and writes where it is told to."""
+    told = re.match(r"Write (\d+) different ways .*\n\n(.*)", asked, re.DOTALL)
+    if told is None:
+        return sample.subject_of(asked)
+    return "\n".join(f"{n}. well {n}, {told[2]}" for n in range(1, int(told[1]) + 1))
+
+
+@pytest.mark.parametrize("can_write", [True, False])
+def test_added_texts_teach_and_do_nothing_else(
+    tmp_path: Path, key: SigningKey, big: BigModel, learned: list[tuple[Material, Material]], can_write: bool
+) -> None:
+    big.rule = paraphrasing
+    reference = f"openai:gpt@{big.url}" if can_write else sample.subject_of
+    teacher, given = open_teacher(reference, TeacherOptions(name="subjects")), rows(200)
+    craft(teacher, given, order(tmp_path, "plain"), key)
+    made = craft(teacher, given, order(tmp_path, augment=90, source="mail"), key)
+    (plain_taught, plain_held), (taught, held) = learned
+    assert (held.texts, len(taught.texts)) == (plain_held.texts, 120 + 90)
+    assert taught.texts[:120] == plain_taught.texts
+    added = taught.texts[120:]
+    assert not set(added) & set(given.texts)
+    assert list(taught.answers[120:]) == [sample.subject_of(text) for text in added]
+    if can_write:  # each was made of a text that teaches
+        assert {text.partition(", ")[2] for text in added} <= set(plain_taught.texts)
+    else:
+        assert added == recombined(plain_taught.texts, count=90)
+    assert made.card.data is not None
+    assert (made.card.data.rows, made.card.data.held_out) == (290, 50)
+    how = "paraphrased by the big model" if can_write else "crossed from others"
+    assert made.card.data.source == f"mail; 90 texts were {how}"
+
+    # The same again, elsewhere: nothing is asked, and the same is made.
+    asked = len(big.bodies)
+    again = craft(teacher, given, order(tmp_path, "again", augment=90, source="mail"), key)
+    assert len(big.bodies) == asked
+    assert again.card.data == made.card.data
+    assert again.card.calibration == made.card.calibration
+
+
+def test_added_texts_are_asked_within_the_budget(tmp_path: Path, key: SigningKey, big: BigModel) -> None:
+    big.rule = paraphrasing
+    teacher, notes = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(parallel=1)), Notes()
+    teacher.deterministic = True
+    # Probes for estimates are asked in any case, eight each time, and are known when the rest is asked.
+    bound = order(tmp_path, augment=80, budget=Budget(requests=92 + 12 + 30))
+    made = craft(teacher, rows(100), bound, key, notes)
+    assert len(big.bodies) == 100 + 20 + 8 + 30
+    assert made.card.data is not None
+    assert made.card.data.rows == 100 + 38
+    assert "asking ended early: the budget of 30 requests is spent; 38 of 80 texts have an answer" in notes.notes
+    assert notes.asked_for == [92, 12, 72]
+
+
+def test_fewer_can_be_made_than_are_wanted(tmp_path: Path, key: SigningKey) -> None:
+    texts = [f"{word} {number}" for number in range(50) for word in ("bank", "pizza")]
+    notes = Notes()
+    teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))
+    craft(teacher, Rows(texts=texts, told=[None] * 100), order(tmp_path, augment=5000), key, notes)
+    assert any("5000 texts were to be added, but only" in note for note in notes.notes)
+    with pytest.raises(SettingsError, match="augment is -1"):
+        order(tmp_path, augment=-1)
+
+
+def test_unlabelled_texts_are_none_that_prove(
+    tmp_path: Path, key: SigningKey, learned: list[tuple[Material, Material]]
+) -> None:
+    given = rows(100)
+    teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))
+    craft(teacher, given, order(tmp_path, unlabelled=("a", *given.texts, "b", "a")), key)
+    assert list(learned[0][0].unlabelled) == ["a", "b"]
+
+
+def test_the_digest_is_of_the_unlabelled_as_well() -> None:
+    def digest(*unlabelled: str) -> str:
+        return Material(["x"], ["y"], Label(("y",)), unlabelled=unlabelled).digest
+
+    assert len({digest(), digest("a"), digest("a", "b"), digest("ab"), digest("b", "a"), digest("\ud800")}) == 6
+    assert Material(["x"], ["y"], Label(("y",))).pick([0]).digest == digest()

@@ -22,6 +22,7 @@ from puhui.core.errors import SettingsError
 from puhui.core.settings import Promise
 from puhui.models.encoder import packaged_encoder
 from puhui.teachers.asking import Budget
+from puhui.teachers.inputs import read_rows
 from puhui.teachers.teacher import TeacherOptions
 from puhui.teachers.teachers import open_teacher
 from puhui.trust.keys import load_or_create_key
@@ -57,6 +58,12 @@ def compress(
     key_env: Annotated[str | None, typer.Option(help="Name of the environment variable with the API key.")] = None,
     money: Annotated[float | None, typer.Option(help="Most that asking may cost, in USD.")] = None,
     most_requests: Annotated[int | None, typer.Option(min=1, help="Most requests to the big model.")] = None,
+    augment: Annotated[
+        int, typer.Option(min=0, help="Texts to add where there are few: the big model's own paraphrases, if it can.")
+    ] = 0,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="More texts, in the formats of --data: not asked, they teach encoders.")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Most candidates to build.")] = 24,
     minutes: Annotated[float | None, typer.Option(help="Most minutes of search.", show_default="no limit")] = None,
     thorough: Annotated[
@@ -102,6 +109,8 @@ def compress(
         base=base or packaged_encoder(),
         name=task or (data.stem if data is not None else "expert"),
         source=str(data.name) if data is not None else f"task {task}",
+        augment=augment,
+        unlabelled=() if unlabelled is None else read_rows(unlabelled).texts,
         accept_nearest=accept_nearest,
         command=shlex.join(["puhui", *sys.argv[1:]]),
         seed=seed,

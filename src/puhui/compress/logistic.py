@@ -57,17 +57,20 @@ def fit_logistic(
     *,
     penalty: float,
     steps: int,
+    start: FloatArray | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> FloatArray:
     """B [n, k] for wanted probabilities [n, k], rows of which sum to one; see the module.
 
-    At most `steps` multiplications by the kernel. `progress` is called with shares in [0, 1].
+    At most `steps` multiplications by the kernel, from `start` [n, k] on, or from zero. `progress` is called with
+    shares in [0, 1].
     """
     floor = _entropy(wanted)  # no loss is below: what is above it is left to gain
     values: deque[float] = deque(maxlen=HISTORY)
-    zero = np.zeros_like(wanted)
-    at = _Pair(zero, zero)
+    at = _Pair(np.zeros_like(wanted), np.zeros_like(wanted)) if start is None else _Pair(start, kernel(start))
     value, slope = _loss(at.image, wanted)
+    value += penalty * at.dot(at)
+    slope += np.float32(2.0 * penalty) * at.plain
     gradient = _Pair(slope, kernel(slope))
     moves: deque[_Move] = deque(maxlen=HISTORY)
     for step in range(steps):

@@ -26,6 +26,7 @@ from puhui.compress.word_vectors import WordVectors, words_of
 from puhui.core.errors import BundleError, LearningError
 from puhui.models.family import ExpertModel, FloatArray, family_class
 from puhui.models.hashing import FeatureOptions
+from puhui.teachers.answer_book import plain
 
 Progress: TypeAlias = Callable[[float], None]
 TIMED_ANSWERS = 100
@@ -134,11 +135,13 @@ class Material(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def digest(self) -> str:
-        """What names the rows: changes with any text, answer or probability."""
+        """What names the rows: changes with any text, with an answer or without, answer or probability."""
         told = [None] * len(self.texts) if self.probabilities is None else self.probabilities
         digest = hashlib.sha256()
         for text, answer, each in zip(self.texts, self.answers, told, strict=True):
-            digest.update(msgspec.json.encode([text.encode("utf-8", "replace").decode(), answer, each]))
+            digest.update(msgspec.json.encode([plain(text), answer, each]))
+        for text in self.unlabelled:
+            digest.update(msgspec.json.encode(plain(text)))
         return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from puhui.core.errors import LearningError, MissingExtra
 from puhui.models.reliability import Reliability
 
-SLOPE_SPREAD, COMMON_SPREAD, LABEL_SPREAD = 1.0, 3.0, 1.0
+SLOPE_SPREAD, COMMON_SPREAD, LABEL_SPREAD = 1.0, 3.0, 0.5
 """Standard deviations of the priors: of the slope about 1, of the common offset about 0, of a label's about it."""
 LEAST_SLOPE = 0.05
 

@@ -16,13 +16,14 @@ teach the `Reliability` of the expert that is then learned from all answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from puhui.compress.bags import Bags, VectorsByBucket, by_bucket, gram_bags, word_bags
+from puhui.compress.lessons import Lessons
 from puhui.compress.reliability_fit import fit_reliability
 from puhui.compress.word_vectors import WordVectors
 from puhui.core.errors import LearningError
@@ -32,8 +33,9 @@ from puhui.models.static import StaticModel, logits_of, margins_of
 from puhui.models.tower import Tower, narrowed
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
 Progress = Callable[[float], None]
-LEAST_ANSWERS = 20
+_FOLDS = 0xF01D5
 UNTOLD = 0.25
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
@@ -78,25 +80,26 @@ def distill_static(
     Raises LearningError for fewer than 20 answers or 2 different ones, lengths that differ, or `calibrated`
     neither 0 nor 2 or more, and MissingExtra without SciPy.
     """
-    labels = _checked_labels(texts, answers, probabilities)
+    lessons = Lessons.of(texts, answers, probabilities)
+    labels = lessons.labels
     if calibrated == 1 or calibrated < 0:
         raise LearningError(f"calibrated is {calibrated}; it is a number of folds, 2 or more, or 0 for none")
     chosen = options or StaticOptions()
     vectors = None
     if word_vectors is not None:
         vectors = by_bucket(word_vectors, chosen.features, max(1, chosen.max_cells // len(labels)))
-    wanted = _targets(answers, probabilities, labels, chosen.temperature)
+    wanted = _softened(lessons.wanted, chosen.temperature)
     course = _Course([features(text, chosen.features) for text in texts], wanted, vectors, chosen)
     report = progress or (lambda share: None)
     # Learned from softened probabilities, margins are as much smaller: this is p₁ / (p₁ + p₂) as the big model has it.
     slope = 1.0 if probabilities is None else float(np.float32(chosen.temperature))
-    done, reliability = 0.0, Reliability(slope, np.zeros(len(labels), np.float32))
-    if calibrated:
-        # Each fold's fit learns from all folds but one: together they are that many whole fits less one.
-        done = (calibrated - 1) / calibrated
-        hits = np.array([labels.index(answer) for answer in answers], np.intp)
-        reliability = _reliability(course, hits, _folds(texts, calibrated, seed), _within(report, 0.0, done))
-    towers = course.learn(_within(report, done, 1.0 - done))
+    done, start, reliability = 0.0, None, Reliability(slope, np.zeros(len(labels), np.float32))
+    if calibrated and len(set(texts)) >= calibrated:
+        # Each fold's fit learns from all folds but one. The last starts from them, and has less than half to do.
+        done = (calibrated - 1) / (calibrated - 0.5)
+        fold = _folds(texts, calibrated, seed)
+        reliability, start = _reliability(course, lessons.numbers, fold, _within(report, 0.0, done))
+    towers, _ = course.learn(_within(report, done, 1.0 - done), start)
     return StaticModel(labels, chosen.features, towers, reliability)
 
 
@@ -108,54 +111,25 @@ class _Course(msgspec.Struct, frozen=True, eq=False):
     vectors: VectorsByBucket | None
     options: StaticOptions
 
-    def part(self, rows: npt.NDArray[np.intp]) -> _Course:
+    def part(self, rows: IntArray) -> _Course:
         """The same for some of the texts."""
         return _Course([self.texts[row] for row in rows.tolist()], self.wanted[rows], self.vectors, self.options)
 
-    def learn(self, progress: Progress) -> list[Tower]:
-        """The towers, rounded."""
+    def learn(self, progress: Progress, start: FloatArray | None = None) -> tuple[list[Tower], FloatArray]:
+        """The towers, rounded, and the fit [n, k] that they came from, which another may `start` from."""
         buckets, precision = self.options.features.buckets, self.options.precision
         grams = gram_bags(self.texts, buckets, max(1, self.options.max_cells // self.wanted.shape[1]))
-        if self.vectors is None:
-            table, bias = fit_tables(grams, None, self.wanted, self.options, progress)
-            return [rounded(grams, table, bias, precision)]
-        words = word_bags(self.texts, self.vectors, buckets)
-        table, word_table, bias = fit_tables(grams, (words, self.vectors), self.wanted, self.options, progress)
-        return [rounded(grams, table, bias, precision), rounded(words, word_table, np.zeros_like(bias), precision)]
+        words = None if self.vectors is None else (word_bags(self.texts, self.vectors, buckets), self.vectors)
+        fitted = fit_tables(grams, words, self.wanted, self.options, progress, start)
+        towers = [rounded(grams, fitted.grams, fitted.bias, precision)]
+        if words is not None:
+            towers.append(rounded(words[0], fitted.words, np.zeros_like(fitted.bias), precision))
+        return towers, fitted.rows
 
 
-def _checked_labels(
-    texts: Sequence[str], answers: Sequence[str], probabilities: Sequence[Mapping[str, float]] | None
-) -> tuple[str, ...]:
-    given = len(texts) if probabilities is None else len(probabilities)
-    if not len(texts) == len(answers) == given:
-        raise LearningError(f"{len(texts)} texts, {len(answers)} answers, {given} probabilities: give one each")
-    labels = tuple(sorted(set(answers)))
-    if len(labels) < 2:
-        raise LearningError(f"the {len(answers)} answers are all alike; an expert needs 2 different ones")
-    if len(answers) < LEAST_ANSWERS:
-        raise LearningError(f"{len(answers)} answers; learning needs at least {LEAST_ANSWERS}: wait for more")
-    return labels
-
-
-def _targets(
-    answers: Sequence[str],
-    probabilities: Sequence[Mapping[str, float]] | None,
-    labels: tuple[str, ...],
-    temperature: float,
-) -> FloatArray:
-    """Softened probabilities [n, k] that sum to one, where answers never given are left out."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    soft = np.zeros((len(answers), len(labels)), np.float32)
-    given = [{}] * len(answers) if probabilities is None else probabilities
-    for row, (told, answer) in enumerate(zip(given, answers, strict=True)):
-        for label, probability in told.items():
-            if label in numbers:
-                soft[row, numbers[label]] = max(probability, 0.0)
-        if not soft[row].any():
-            soft[row, numbers[answer]] = 1.0
-    if probabilities is not None:
-        soft = _untold_filled(soft) ** np.float32(1.0 / temperature)
+def _softened(wanted: FloatArray, temperature: float) -> FloatArray:
+    """Probabilities [n, k] as they are learned from: each row sums to one, and hard answers stay hard."""
+    soft = _untold_filled(wanted) ** np.float32(1.0 / temperature)
     soft /= soft.sum(axis=1, keepdims=True)
     return soft
 
@@ -172,12 +146,13 @@ def _untold_filled(soft: FloatArray) -> FloatArray:
     return np.where(told | ~several, soft, np.float32(UNTOLD) * least)
 
 
-def _folds(texts: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.intp]:
+def _folds(texts: Sequence[str], folds: int, seed: int) -> IntArray:
     """The fold of each text [n]. Texts that are the same share one: no fold is judged on what it has seen."""
     numbers: dict[str, int] = {}
     group = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
-    drawn: npt.NDArray[np.intp] = np.random.default_rng(seed).permutation(len(numbers))
-    fold: npt.NDArray[np.intp] = drawn[group] % folds
+    # Of a stream of its own, whatever the caller has drawn with the same seed.
+    drawn: IntArray = np.random.default_rng((seed, _FOLDS)).permutation(len(numbers))
+    fold: IntArray = drawn[group] % folds
     return fold
 
 
@@ -186,18 +161,29 @@ def _within(progress: Progress, done: float, share: float) -> Progress:
     return lambda part: progress(done + share * part)
 
 
-def _reliability(
-    course: _Course, hits: npt.NDArray[np.intp], fold: npt.NDArray[np.intp], progress: Progress
-) -> Reliability:
-    """Learned from out-of-fold answers; `hits` [n] are the numbers of the big model's."""
-    logits = np.zeros_like(course.wanted)
+def _reliability(course: _Course, hits: IntArray, fold: IntArray, progress: Progress) -> tuple[Reliability, FloatArray]:
+    """Learned from out-of-fold answers, and the mean of the folds' fits; `hits` [n] number the big model's answers."""
+    logits, mean = np.zeros_like(course.wanted), np.zeros_like(course.wanted)
     folds = int(fold.max()) + 1
     for number in range(folds):
         held, taught = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        towers = course.part(taught).learn(_within(progress, number / folds, 1 / folds))
+        towers, rows = course.part(taught).learn(_within(progress, number / folds, 1 / folds))
         logits[held] = logits_of(towers, course.part(held).texts)
+        mean[taught] += rows / np.float32(folds)
     margins, numbers = margins_of(logits)
-    return fit_reliability(margins, numbers, numbers == hits, course.wanted.shape[1])
+    return fit_reliability(margins, numbers, numbers == hits, course.wanted.shape[1]), mean
+
+
+class Tables(NamedTuple):
+    """Logits of each n-gram [r, k] and of each word [w, k], w = 0 without word vectors; the bias [k].
+
+    `rows` [n, k] is what they were made of, as `logistic` has it.
+    """
+
+    grams: FloatArray
+    words: FloatArray
+    bias: FloatArray
+    rows: FloatArray
 
 
 def fit_tables(
@@ -206,12 +192,13 @@ def fit_tables(
     wanted: FloatArray,
     options: StaticOptions,
     progress: Progress,
-) -> list[FloatArray]:
-    """Logits of each n-gram [r, k], then of each word where there are word vectors, and the bias [k]."""
+    start: FloatArray | None = None,
+) -> Tables:
+    """The tables that give the n texts the wanted probabilities [n, k], as nearly as the penalty allows."""
     from puhui.compress.logistic import fit_logistic
 
     matrix, transposed = grams.matrix, grams.matrix.T.tocsr()
-    means, vectors = np.zeros((len(wanted), 0), np.float32), None
+    means, vectors = np.zeros((len(wanted), 0), np.float32), np.zeros((0, 0), np.float32)
     if words is not None:
         means, vectors = _scaled(*words, options.word_share)
 
@@ -221,11 +208,8 @@ def fit_tables(
         product += given.sum(axis=0)  # the bias is a feature that is 1 in every text
         return product
 
-    fitted = fit_logistic(kernel, wanted, penalty=options.penalty, steps=options.steps, progress=progress)
-    tables = [transposed @ fitted]
-    if vectors is not None:
-        tables.append(vectors @ (means.T @ fitted))
-    return [*tables, fitted.sum(axis=0)]
+    rows = fit_logistic(kernel, wanted, penalty=options.penalty, steps=options.steps, start=start, progress=progress)
+    return Tables(transposed @ rows, vectors @ (means.T @ rows), rows.sum(axis=0), rows)
 
 
 def _scaled(bags: Bags, words: VectorsByBucket, length: float) -> tuple[FloatArray, FloatArray]:

@@ -1,15 +1,17 @@
 """The workshop in one call: a big model and some text in, a signed expert for a device out.
 
 1. The big model is asked (`asking`), nothing twice, within the budget; one that contradicts itself is measured.
-2. The answers are parted at random: some teach, some judge the candidates, and some only calibrate the winner.
+2. The answers are parted at random: some teach, some judge the candidates, and some only calibrate the winner. Texts
+   that are added (`augment`) are made of those that teach, and teach alone.
 3. The `search` finds the cheapest recipe that keeps the floor on the device.
 4. The winner is calibrated once (`cascade.guarantee`), and what was tried and measured goes on its card (`bundle`).
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -33,22 +35,25 @@ from puhui.models.expert_cascade import CascadeModel
 from puhui.models.family import ExpertModel
 from puhui.models.onnx_encoder import EncoderModel
 from puhui.store.database import open_store
-from puhui.teachers.asking import AskProgress, Budget, ask_all, soften
+from puhui.teachers.asking import Asked, AskProgress, Budget, ask_all, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
+from puhui.teachers.paraphrase import paraphrases, recombined, writer
 from puhui.teachers.probing import Estimate, SelfAgreement, estimate, self_agreement
-from puhui.teachers.teacher import Teacher, Told
+from puhui.teachers.teacher import CanWrite, Teacher, Told
 from puhui.trust.keys import SigningKey
 
 CALIBRATING, JUDGING = 0.25, 0.15
 MOST_CALIBRATING, MOST_JUDGING = 4000, 2000
 LEAST_TAUGHT = 20
+LEAST_EACH, MOST_EACH = 4, 20
+"""Paraphrases asked for in one request: fewer cost more, and more of one text teach less than those of another."""
 
 
 class Watcher:
     """Is told how the work goes on. Every method does nothing here: override what should be shown."""
 
     def estimated(self, found: Estimate) -> None:
-        """Before the big model is asked. Raising here ends the work before it has cost anything more."""
+        """Before each round of asking the big model. Raising here ends the work before it has cost anything more."""
 
     def asked(self, progress: AskProgress) -> None:
         """As answers come."""
@@ -70,8 +75,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What is wanted of the workshop.
 
     `goal` says for which device and how good, `budget` what asking may cost. `work` is the folder for everything
-    that a next run can use again, `out` the bundle's place. With `accept_nearest` an expert that misses the floor is
-    made all the same, but never one that the device cannot hold. `command` is what makes the expert again.
+    that a next run can use again, `out` the bundle's place. `augment` is how many texts are added to those that teach:
+    the big model's paraphrases of them, or where it cannot write crossings of two, all asked within the budget.
+    `unlabelled` are texts that are not asked, and teach encoders as they are. With `accept_nearest` an expert that
+    misses the floor is made all the same, but never one that the device cannot hold. `command` is what makes the
+    expert again.
     """
 
     out: Path
@@ -81,9 +89,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     base: Path | None = None
     name: str = "expert"
     source: str = ""
+    augment: int = 0
+    unlabelled: Sequence[str] = ()
     accept_nearest: bool = False
     command: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment < 0:
+            raise SettingsError(f"augment is {self.augment}, but the texts to add must be 0 or more")
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -118,13 +132,15 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     watcher = watcher or Watcher()
     if order.out.exists():
         raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
-    texts, told = _answered(teacher, rows, order, watcher)
+    texts, told, left = _answered(teacher, rows, order, watcher)
     answers = [one.answer for one in told]
     ceiling = _ceiling(teacher, texts, order, watcher)
     parts = _parts(len(texts), order, watcher)
     # The shape is that of the rows that teach: what is proven by the others must not depend on them.
     shape = find_shape([texts[row] for row in parts[0]], [answers[row] for row in parts[0]]) or _few_labels(answers)
-    material = _material(texts, answers, told, shape)
+    added = _added(teacher, [texts[row] for row in parts[0]], msgspec.structs.replace(order, budget=left), watcher)
+    material = _material([*texts, *added], [*told, *added.values()], shape, _others(order.unlabelled, texts))
+    parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
     search = Search(
         taught,
@@ -139,25 +155,79 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     found = search.run()
     chosen = _chosen(found, order, watcher)
     model = _finished(chosen, search.kitchen, taught, held, order)
+    if added:
+        how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
+        order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
     return _sealed(model, chosen, found, sample, material, ceiling, teacher, order, key)
 
 
-def _answered(teacher: Teacher, rows: Rows, order: Order, watcher: Watcher) -> tuple[list[str], list[Told]]:
-    """Texts with what the teacher told of them, the file's own answers included."""
+def _answered(teacher: Teacher, rows: Rows, order: Order, watcher: Watcher) -> tuple[list[str], list[Told], Budget]:
+    """Texts with what the teacher told of them, the file's own answers included, and what is left of the budget."""
+    left = order.budget
     known = {number: one for number, one in enumerate(rows.told) if one is not None}
     open_rows = [number for number in range(len(rows.texts)) if number not in known]
     if open_rows:
         asked_texts = [rows.texts[number] for number in open_rows]
-        folder = order.work / "answers"
-        watcher.estimated(estimate(teacher, asked_texts, folder=folder))
-        asked = ask_all(teacher, asked_texts, folder=folder, budget=order.budget, progress=watcher.asked)
+        asked = _asked(teacher, asked_texts, order, watcher)
         known |= {number: one for number, one in zip(open_rows, asked.told, strict=True) if one is not None}
-        if asked.stopped:
-            watcher.note(f"asking ended early: {asked.stopped}; {len(known)} of {len(rows.texts)} texts have an answer")
-        for why, count in asked.refused.items():
-            watcher.note(f"{count} texts were refused by the big model: {why}")
+        left = left.after(asked)
     numbers = sorted(known)
-    return [rows.texts[number] for number in numbers], [known[number] for number in numbers]
+    return [rows.texts[number] for number in numbers], [known[number] for number in numbers], left
+
+
+def _asked(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watcher) -> Asked:
+    folder = order.work / "answers"
+    watcher.estimated(estimate(teacher, texts, folder=folder))
+    asked = ask_all(teacher, texts, folder=folder, budget=order.budget, progress=watcher.asked)
+    _note_of(asked, watcher)
+    return asked
+
+
+def _note_of(asked: Asked, watcher: Watcher) -> None:
+    """Says what was not told, and why."""
+    if asked.stopped:
+        told = sum(one is not None for one in asked.told)
+        watcher.note(f"asking ended early: {asked.stopped}; {told} of {len(asked.told)} texts have an answer")
+    for why, count in asked.refused.items():
+        watcher.note(f"{count} texts were refused by the big model: {why}")
+
+
+def _added(teacher: Teacher, taught: Sequence[str], order: Order, watcher: Watcher) -> dict[str, Told]:
+    """Up to `order.augment` texts made of those that teach, with what the teacher told of them.
+
+    They are compared with the texts that teach and no others: what is proven by the rest must not depend on it.
+    """
+    if not order.augment:
+        return {}
+    if isinstance(teacher, CanWrite):
+        made, left = _paraphrased(teacher, taught, order, watcher)
+    else:
+        made, left = recombined(taught, count=order.augment, seed=order.seed), order.budget
+    if len(made) < order.augment:
+        watcher.note(f"{order.augment} texts were to be added, but only {len(made)} different ones could be made")
+    if not made:
+        return {}
+    asked = _asked(teacher, made, msgspec.structs.replace(order, budget=left), watcher)
+    return {text: one for text, one in zip(made, asked.told, strict=True) if one is not None}
+
+
+def _paraphrased(teacher: Teacher, taught: Sequence[str], order: Order, watcher: Watcher) -> tuple[list[str], Budget]:
+    """Paraphrases of a random part of the texts, as many as are wanted, and what is left of the budget."""
+    distinct = [text for text in dict.fromkeys(taught) if text.strip()]
+    each = min(MOST_EACH, max(LEAST_EACH, math.ceil(order.augment / max(1, len(distinct)))))
+    drawn = np.random.default_rng(order.seed).permutation(len(distinct))[: math.ceil(order.augment / each)]
+    texts, folder = [distinct[number] for number in drawn], order.work / "answers"
+    watcher.estimated(estimate(writer(teacher, each), texts, folder=folder))
+    found = paraphrases(teacher, texts, each=each, folder=folder, budget=order.budget, progress=watcher.asked)
+    _note_of(found.asked, watcher)
+    known = set(taught)
+    return [text for text in found.texts if text not in known][: order.augment], order.budget.after(found.asked)
+
+
+def _others(unlabelled: Iterable[str], texts: Sequence[str]) -> list[str]:
+    """Texts that are not among `texts`: none that judges or calibrates may teach, not even without its answer."""
+    known = set(texts)
+    return [text for text in dict.fromkeys(unlabelled) if text not in known]
 
 
 def _ceiling(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watcher) -> Ceiling | None:
@@ -174,14 +244,15 @@ def _few_labels(answers: Sequence[str]) -> Shape:
     return Label(tuple(answer for answer, count in counts.most_common() if count > 1))
 
 
-def _material(texts: Sequence[str], answers: Sequence[str], told: Sequence[Told], shape: Shape) -> Material:
+def _material(texts: Sequence[str], told: Sequence[Told], shape: Shape, unlabelled: Sequence[str]) -> Material:
+    answers = [one.answer for one in told]
     soft = soften(told, sorted(set(answers)))
     probabilities = None
     if any(one is not None for one in soft):
         probabilities = [one or {answer: 1.0} for one, answer in zip(soft, answers, strict=True)]
     vectors = [one.vector for one in told]
     whole = np.stack([one for one in vectors if one is not None]) if None not in vectors and vectors else None
-    return Material(texts, answers, shape, probabilities, whole)
+    return Material(texts, answers, shape, probabilities, whole, unlabelled)
 
 
 def _parts(count: int, order: Order, watcher: Watcher) -> tuple[list[int], list[int], list[int]]:

@@ -53,6 +53,18 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not value >= 0:
                 raise SettingsError(f"the budget's {name} is {value}, but must be 0 or more")
 
+    def after(self, asked: Asked) -> Budget:
+        """What is left of it.
+
+        >>> Budget(requests=9).after(Asked(told=[], stopped="", refused={}, asked=3, tried=4, cost=0.0, seconds=1.5))
+        Budget(money=None, requests=5, seconds=None)
+        """
+        return Budget(
+            money=None if self.money is None else max(0.0, self.money - asked.cost),
+            requests=None if self.requests is None else max(0, self.requests - asked.tried),
+            seconds=None if self.seconds is None else max(0.0, self.seconds - asked.seconds),
+        )
+
 
 class AskProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far asking has come, in different texts. `known` were told in an earlier run, `eta_s` is what is left."""
@@ -71,15 +83,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What came of asking.
 
     `told` is in the order of the texts; None where the teacher refused or was not asked. `stopped` says why not all
-    were asked, and is empty when all were. `refused` counts texts by reason. `asked` and `cost` (USD, of answers with
-    a known price) are of this run.
+    were asked, and is empty when all were. `refused` counts texts by reason. `asked`, `tried` (each new try counted),
+    `cost` (USD, of answers with a known price) and `seconds` are of this run.
     """
 
     told: list[Told | None]
     stopped: str
     refused: dict[str, int]
     asked: int
+    tried: int
     cost: float
+    seconds: float
 
 
 Show: TypeAlias = Callable[[AskProgress], None]
@@ -119,7 +133,9 @@ async def _ask_all(
             stopped=asking.stopped,
             refused=dict(asking.refused),
             asked=asking.asked,
+            tried=asking.tried,
             cost=asking.cost,
+            seconds=time.monotonic() - asking.started,
         )
 
 
@@ -139,8 +155,8 @@ class _Asking:
         self._budget, self._progress = budget, progress
         self._waiting = deque(text for text, told in found.items() if told is None)
         self._known = len(found) - len(self._waiting)
-        self._started = time.monotonic()
-        self._under_way = self._tried = self.asked = 0
+        self.started = time.monotonic()
+        self._under_way = self.tried = self.asked = 0
         self._dearest = self.cost = 0.0
         self._not_before = 0.0
         self._over = False
@@ -178,7 +194,7 @@ class _Asking:
             left = [text for text in texts if not self._told_meanwhile(text)]
             if left or not most:
                 self._under_way += len(left)
-                self._tried += len(left)
+                self.tried += len(left)
                 return left
         return []
 
@@ -190,11 +206,11 @@ class _Asking:
     def _within_budget(self, wanted: int) -> int:
         """How many of the wanted texts the budget allows now; says why when it is none."""
         budget = self._budget
-        if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
+        if budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
             self.stopped = f"the budget of {budget.seconds:g} seconds is spent"
             return 0
         if budget.requests is not None:
-            wanted = min(wanted, budget.requests - self._tried)
+            wanted = min(wanted, budget.requests - self.tried)
             if wanted <= 0:
                 self.stopped = f"the budget of {budget.requests} requests is spent"
                 return 0
@@ -242,14 +258,14 @@ class _Asking:
                     if len(texts) == 1:
                         self._refuse(error)
                         return [None]
-                    self._tried += len(texts)
+                    self.tried += len(texts)
                     return [answer for text in texts for answer in await self._tell([text])]
                 pause = self._pause_after(error, attempt)
                 if pause is None:
                     raise self._gone(error) from error
             if not self._may_retry(texts, pause):
                 break
-            self._tried += len(texts)
+            self.tried += len(texts)
             await asyncio.sleep(pause)
         self._waiting.extend(texts)
         return [None] * len(texts)
@@ -257,9 +273,9 @@ class _Asking:
     def _may_retry(self, texts: list[str], pause: float) -> bool:
         """Whether the budget allows another try after `pause` seconds; if not, the run ends."""
         budget, at = self._budget, max(time.monotonic() + pause, self._not_before)
-        if budget.seconds is not None and at > self._started + budget.seconds:
+        if budget.seconds is not None and at > self.started + budget.seconds:
             self.stopped, self._over = f"the budget of {budget.seconds:g} seconds allows no other try", True
-        elif budget.requests is not None and self._tried + len(texts) > budget.requests:
+        elif budget.requests is not None and self.tried + len(texts) > budget.requests:
             self.stopped, self._over = f"the budget of {budget.requests} requests allows no other try", True
         return not self._over
 
@@ -300,7 +316,7 @@ class _Asking:
     def _show(self) -> None:
         if self._progress is None:
             return
-        refused, seconds = self.refused.total(), time.monotonic() - self._started
+        refused, seconds = self.refused.total(), time.monotonic() - self.started
         done = self.asked + refused
         left = len(self._found) - self._known - done
         self._progress(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -22,6 +22,11 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 PLACE = "{text}"
 MOST_HASHED_BYTES = 256 * 1024 * 1024
 LEAST_PROBABILITY = 1e-4
+SHAPE_ANSWERS = (
+    *("max_tokens", "max_completion_tokens", "stop", "logit_bias", "response_format", "structured_outputs"),
+    *("grammar", "json_schema", "guided_choice", "guided_json", "guided_regex", "guided_grammar"),
+)
+"""Settings that fit answers of one task alone."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -80,6 +85,11 @@ class TeacherOptions(msgspec.Struct, frozen=True, kw_only=True):
             return [{"role": "user", "content": self.prompt.replace(PLACE, text)}]
         return [{"role": "system", "content": self.prompt}, {"role": "user", "content": text}]
 
+    def writing(self, prompt: str, **settings: Any) -> TeacherOptions:
+        """The options of the same model for free text: another prompt, no labels, nothing that shapes answers."""
+        kept = {name: value for name, value in self.settings.items() if name not in SHAPE_ANSWERS}
+        return msgspec.structs.replace(self, prompt=prompt, labels=(), settings=kept | settings)
+
     def identity(self) -> dict[str, Any]:
         """The options that may change an answer."""
         return {"labels": self.labels, "prompt": self.prompt, "settings": self.settings}
@@ -106,6 +116,15 @@ class Teacher(Protocol):
 
     async def close(self) -> None:
         """Gives connections back; the teacher may be asked again."""
+        ...
+
+
+@runtime_checkable
+class CanWrite(Protocol):
+    """What a teacher is as well if it can write free text."""
+
+    def writing(self, prompt: str) -> Teacher:
+        """The same model as a teacher whose answers are what it writes when it is told `prompt`."""
         ...
 
 

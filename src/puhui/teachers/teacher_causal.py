@@ -14,15 +14,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from puhui.cascade.agreement import canonical
 from puhui.core.errors import SettingsError, UpstreamRefused
 from puhui.models.endpoint import TOP_LOGPROBS
 from puhui.teachers.hub_model import Loaded
-from puhui.teachers.teacher import FloatArray, TeacherOptions, Told, likely, softmax
+from puhui.teachers.teacher import FloatArray, TeacherOptions, Told, identity, likely, softmax
 
 MOST_TOKENS = 64
+MOST_WRITTEN = 512
 LABELS_AT_ONCE = 64
 
 
@@ -43,7 +45,7 @@ class CausalTeacher:
             )
         self.name, self.digest = loaded.name, loaded.digest
         self.labels = tuple(canonical(label) for label in options.labels)
-        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self._loaded, self._model, self._tokenizer = loaded, loaded.model, loaded.tokenizer
         self._options = options
         self._endings = self._endings_of(self.labels)
         most = int(options.settings.get("max_tokens", MOST_TOKENS))
@@ -56,6 +58,12 @@ class CausalTeacher:
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+    def writing(self, prompt: str) -> CausalTeacher:
+        """See `CanWrite`: up to 512 tokens, and half of what the model reads. The model is not loaded again."""
+        options = self._options.writing(prompt, max_tokens=min(MOST_WRITTEN, self._reads // 2))
+        digest = identity("writing", self._loaded.digest, options)
+        return CausalTeacher(msgspec.structs.replace(self._loaded, digest=digest), options)
 
     def _one(self, text: str) -> Told:
         import torch

@@ -29,6 +29,7 @@ class EndpointTeacher:
 
     def __init__(self, reference: str, options: TeacherOptions, key: str | None) -> None:
         """`reference` as `open_reference` reads it; it must name the model. `key` is the bearer token."""
+        self._reference, self._key = reference, key
         self._endpoint = open_reference(reference, key=key)
         if self._endpoint.model is None:
             raise SettingsError(f"{reference!r} names no model; write openai:MODEL@{reference}")
@@ -38,6 +39,7 @@ class EndpointTeacher:
         self.parallel = options.parallel or AT_ONCE
         self.digest = identity("endpoint", f"{self._model}@{self._endpoint.url}", options)
         self._options = options
+        self._likely = True
         settings = {"temperature": 0} | options.settings
         self._settings = {name: value for name, value in settings.items() if value is not None}
         self._prices = options.prices or token_prices(self._model)
@@ -49,6 +51,12 @@ class EndpointTeacher:
     async def close(self) -> None:
         """Closes its connections; the next question opens new ones."""
         await self._endpoint.close()
+
+    def writing(self, prompt: str) -> EndpointTeacher:
+        """See `CanWrite`. It is not asked how likely each token was."""
+        writer = EndpointTeacher(self._reference, self._options.writing(prompt), self._key)
+        writer._likely = False
+        return writer
 
     async def _one(self, text: str) -> Told:
         try:
@@ -80,5 +88,5 @@ class EndpointTeacher:
             model=self._model,
             messages=tuple(Message(each["role"], each["content"]) for each in messages),
             body=msgspec.json.encode({"model": self._model, "messages": messages, **self._settings}),
-            alternatives=True,
+            alternatives=self._likely,
         )

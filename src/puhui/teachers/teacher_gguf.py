@@ -23,7 +23,7 @@ from puhui.models.wire import Completion
 from puhui.teachers.teacher import TeacherOptions, Told, file_identity, identity
 
 CONTEXT_TOKENS = 4096
-MOST_TOKENS = 64
+MOST_TOKENS, MOST_WRITTEN = 64, 512
 
 
 class GgufTeacher:
@@ -32,8 +32,11 @@ class GgufTeacher:
     deterministic: bool | None = None
     batch = 1
 
-    def __init__(self, path: Path, options: TeacherOptions) -> None:
-        """SettingsError for a file that is not there or not GGUF; MissingExtra without xllamacpp."""
+    def __init__(self, path: Path, options: TeacherOptions, server: _Server | None = None) -> None:
+        """`server` where the file is loaded already.
+
+        SettingsError for a file that is not there or not GGUF; MissingExtra without xllamacpp.
+        """
         try:
             import xllamacpp  # noqa: F401  heavy: loaded with the model
         except ImportError as error:
@@ -52,8 +55,7 @@ class GgufTeacher:
         self._settings = {name: value for name, value in settings.items() if value is not None}
         if self.labels:
             self._settings["grammar"] = one_of(self.labels)
-        self._server: Any = None
-        self._loading = threading.Lock()
+        self._server = server or _Server(path, self.parallel)
 
     async def ask_many(self, texts: Sequence[str]) -> list[Told]:
         """See `Teacher`."""
@@ -62,8 +64,12 @@ class GgufTeacher:
     async def close(self) -> None:
         """Nothing to give back: the model stays loaded as long as the teacher lives."""
 
+    def writing(self, prompt: str) -> GgufTeacher:
+        """See `CanWrite`: up to 512 tokens. The model is not loaded again."""
+        return GgufTeacher(self._path, self._options.writing(prompt, max_tokens=MOST_WRITTEN), self._server)
+
     def _one(self, text: str) -> Told:
-        server = self._loaded()
+        server = self._server.loaded()
         body = {"messages": self._options.messages(text), "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         started = time.perf_counter()
         reply = server.handle_chat_completions(body | self._settings)
@@ -89,10 +95,20 @@ class GgufTeacher:
             tokens_out=int(usage.get("completion_tokens", 0)),
         )
 
-    def _loaded(self) -> Any:
+
+class _Server:
+    """llama.cpp with one model, loaded when it is first needed."""
+
+    def __init__(self, path: Path, slots: int) -> None:
+        self._path, self._slots = path, slots
+        self._server: Any = None
+        self._loading = threading.Lock()
+
+    def loaded(self) -> Any:
+        """The xllamacpp.Server."""
         with self._loading:
             if self._server is None:
-                self._server = _serve(self._path, self.parallel)
+                self._server = _serve(self._path, self._slots)
             return self._server
 
 
