@@ -52,6 +52,16 @@ def test_it_may_start_near_the_end() -> None:
     assert FEATURES.T @ again == pytest.approx(FEATURES.T @ whole, abs=0.05)
 
 
+def test_rounding_at_the_optimum_is_no_way_on() -> None:
+    """Twenty rows that nothing tells apart, half of each answer: all that is left of the gradient is rounding."""
+    halves = np.eye(2, dtype=np.float32)[np.arange(20) % 2]
+    for feature in (1.0, 0.1, 3.3):
+        column = np.full((20, 1), feature, np.float32)
+        square = column @ column.T
+        logits = square @ fit_logistic(square.__matmul__, halves, penalty=0.0, steps=99)
+        assert np.abs(logits).max() < 1e-3
+
+
 def test_an_optimum_is_not_left() -> None:
     nothing = np.zeros((200, 30), np.float32)
     alike = np.full((200, 4), 0.25, np.float32)

@@ -24,6 +24,8 @@ Kernel = Callable[[FloatArray], FloatArray]
 HISTORY = 8  # steps remembered: more gains nothing
 LEAST_GAIN = 5e-3  # the fit ends when as many steps as are remembered lower the excess loss by a smaller share
 LEAST_STEP = 1e-3
+LEAST_CURVATURE = 1e-6
+LEAST_SLOPE = 1e-12  # a gradient of smaller square is rounding: the fit has ended
 
 
 class _Pair(NamedTuple):
@@ -75,6 +77,8 @@ def fit_logistic(
     moves: deque[_Move] = deque(maxlen=HISTORY)
     for step in range(steps):
         progress(step / steps)
+        if gradient.dot(gradient) <= LEAST_SLOPE:
+            break
         found = _search(at, _direction(gradient, moves), gradient, wanted, penalty, value)
         if found is None:
             break
@@ -88,7 +92,8 @@ def fit_logistic(
         value, gradient = lower, new
         if len(values) == HISTORY and values[0] - value <= LEAST_GAIN * (values[0] - floor):
             break
-        if curvature > 0.0:  # it is, but for rounding: the loss is convex
+        # The loss is convex, so that only rounding makes this as good as zero or less.
+        if curvature > LEAST_CURVATURE * (moved.dot(moved) * change.dot(change)) ** 0.5:
             moves.append(_Move(moved, change, 1.0 / curvature))
     progress(1.0)
     return at.plain
@@ -98,7 +103,7 @@ def _direction(gradient: _Pair, moves: deque[_Move]) -> _Pair:
     """L-BFGS's two loops; before the first move, the gradient scaled to length one."""
     away = gradient.times(-1.0)
     if not moves:
-        return away.times(max(gradient.dot(gradient), 1e-30) ** -0.5)
+        return away.times(gradient.dot(gradient) ** -0.5)
     shares = []
     for move in reversed(moves):
         shares.append(move.inverse * move.step.dot(away))
