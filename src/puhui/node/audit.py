@@ -25,6 +25,10 @@ from puhui.store.tables import experience, ledger
 log = logging.getLogger("puhui.node")
 
 RETRY_AFTER_S = 5.0
+LOOK_AGAIN_S = 0.05
+MOST_AT_ONCE, LONG_QUEUE = 4, 8
+"""One audit at a time disturbs the big model's users the least; where that does not keep up, the watch would be late,
+so there is one more at a time for each eight that wait."""
 LET_THE_REPLY_LEAVE_S = 0.002
 LATER = (401, 403, 408, 429)  # a key that is missing for now, or too many questions: no verdict on the request
 
@@ -40,7 +44,7 @@ class Audit(msgspec.Struct, frozen=True):
 
 
 class Auditor:
-    """Asks the big model about audited requests, one at a time, in the order in which they came.
+    """Asks the big model about audited requests in the order in which they came, few at a time.
 
     Each audit's row is in the store before the user has the answer, so a node that was killed takes up at its
     next start what was due. `open_case` gives the case of such an audit (of this expert, of this request);
@@ -62,12 +66,13 @@ class Auditor:
         self._case = open_case
         self._judge = judge
         self._due: deque[Audit] = deque()
+        self._asking = 0
         self._wake = asyncio.Event()
 
     @property
     def due(self) -> int:
-        """How many audits are waiting."""
-        return len(self._due)
+        """How many audits are not done."""
+        return len(self._due) + self._asking
 
     def add(self, audit: Audit) -> None:
         """Puts an audit in the queue. Its row is committed already."""
@@ -96,24 +101,39 @@ class Auditor:
 
     async def run(self) -> None:
         """Works the queue until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            for spare in range(MOST_AT_ONCE):
+                workers.create_task(self._work(spare))
+
+    async def _work(self, spare: int) -> None:
+        """One worker; those with a higher number help only while the queue is long."""
         while True:
-            if not self._due:
-                self._wake.clear()
-                await self._wake.wait()
+            while len(self._due) <= spare * LONG_QUEUE:
+                await (asyncio.sleep(LOOK_AGAIN_S) if spare else self._until_some())
+            audit = self._due.popleft()
+            self._asking += 1
             await asyncio.sleep(LET_THE_REPLY_LEAVE_S)
             try:
-                await self._ask(self._due[0])
+                await self._ask(audit)
             except UpstreamRefused as error:
                 if error.status < 500 and error.status not in LATER:
-                    await self._give_up(self._due.popleft(), error)
-                    continue
-                log.warning("an audit waits: %s", error)
-                await asyncio.sleep(RETRY_AFTER_S)
+                    await self._give_up(audit, error)
+                else:
+                    await self._later(audit, error)
             except PuhuiError as error:
-                log.warning("an audit waits: %s", error)
-                await asyncio.sleep(RETRY_AFTER_S)
-            else:
-                self._due.popleft()
+                await self._later(audit, error)
+            finally:
+                self._asking -= 1
+
+    async def _until_some(self) -> None:
+        self._wake.clear()
+        await self._wake.wait()
+
+    async def _later(self, audit: Audit, error: PuhuiError) -> None:
+        """Puts an audit back in front, and waits: what failed it will fail the next."""
+        log.warning("an audit waits: %s", error)
+        self._due.appendleft(audit)
+        await asyncio.sleep(RETRY_AFTER_S)
 
     async def _ask(self, audit: Audit) -> None:
         answer = await self._big(audit.request)
