@@ -16,7 +16,6 @@ onnx = pytest.importorskip("onnx", reason="the workshop's packages are not insta
 pytest.importorskip("onnxruntime", reason="the workshop's packages are not installed")
 
 from encoders_made import INNER, WIDTH, batches, write_encoder  # noqa: E402
-
 from puhui.core.errors import BundleError, LearningError  # noqa: E402
 from puhui.quantisation.fidelity import distances, fidelity, outputs_of  # noqa: E402
 from puhui.quantisation.int8_graph import (  # noqa: E402
