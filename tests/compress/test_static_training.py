@@ -12,9 +12,17 @@ from msgspec.structs import replace
 
 from puhui.compress.bags import gram_bags
 from puhui.compress.lessons import Lessons
-from puhui.compress.static_training import StaticOptions, _folds, _softened, distill_static, fit_tables, rounded
+from puhui.compress.static_training import (
+    StaticOptions,
+    _folds,
+    _softened,
+    coarser,
+    distill_static,
+    fit_tables,
+    rounded,
+)
 from puhui.compress.word_vectors import WordVectors
-from puhui.core.errors import BundleError, LearningError
+from puhui.core.errors import LearningError
 from puhui.models.hashing import FeatureOptions, features
 from puhui.models.static import StaticModel
 
@@ -136,6 +144,9 @@ def test_four_bits_answer_alike_at_half_the_size(tmp_path: Path) -> None:
     half.save(tmp_path)
     assert np.array_equal(StaticModel.load(tmp_path).logits_many(texts), half.logits_many(texts))
     assert half.towers[0].stored()["table"].shape[1] == 2
+    made = coarser(whole)  # from the rounded numbers instead of the exact ones
+    assert made.size_bytes == half.size_bytes
+    assert made.predict_many(texts)[0] == half.predict_many(texts)[0]
 
 
 def confusing(count: int, seed: int) -> tuple[list[str], list[str]]:
@@ -197,22 +208,6 @@ def test_texts_without_a_word_do_no_harm() -> None:
     texts, answers = rows(60)
     model = distill_static([*texts, *[""] * 10], [*answers, *["balance"] * 10], options=SMALL)
     assert model.predict_one("")[0] == "balance"
-
-
-def test_word_vectors_are_kept(tmp_path: Path) -> None:
-    vectors = WordVectors.learn(["b", "a", "b", "余"], lambda w: np.eye(len(w), 4, dtype=np.float32), dim=2)
-    path = tmp_path / "words.safetensors"
-    vectors.save(path)
-    again = WordVectors.load(path)
-    assert again.words == ("b", "a", "余")
-    assert again.vectors.shape == (3, 2)
-    assert np.array_equal(again.vectors, vectors.vectors)
-    assert np.allclose(vectors.vectors.mean(axis=0), 0, atol=1e-6)
-    path.write_bytes(b"nothing")
-    with pytest.raises(BundleError, match=r"words\.safetensors"):
-        WordVectors.load(path)
-    with pytest.raises(LearningError):
-        WordVectors.learn(["one"], lambda w: np.zeros((1, 2), np.float32))
 
 
 def test_few_answers_are_learned_in_little_time() -> None:

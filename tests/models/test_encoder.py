@@ -48,6 +48,19 @@ def test_vectors_have_unit_length_for_any_text(big: EncoderClassifier) -> None:
     assert big.encoder.encode([]).shape == (0, big.encoder.dim)
 
 
+def test_states_lie_where_their_tokens_do(big: EncoderClassifier) -> None:
+    texts = ["Send money", "", "balance, balance \ud800 余额"]
+    found = {number: (places, states) for number, places, states in big.encoder.token_states(texts, batch_size=2)}
+    assert sorted(found) == [0, 1, 2]
+    assert [texts[0][start:end] for start, end in found[0][0]] == ["Send", "money"]
+    assert [texts[2][start:end] for start, end in found[2][0]][:3] == ["balance", ",", "balance"]
+    assert len(found[1][0]) == 0
+    assert found[2][1].shape == (len(found[2][0]), big.encoder.dim)
+    # Two of a word in one text: near each other, but each has a place of its own.
+    one, other = found[2][1][0], found[2][1][2]
+    assert 0.5 < one @ other / np.linalg.norm(one) / np.linalg.norm(other) < 0.9999
+
+
 def test_words_are_whole(big: EncoderClassifier) -> None:
     words = big.encoder.words
     assert len(words) > 10_000

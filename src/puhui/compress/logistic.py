@@ -93,7 +93,7 @@ def fit_logistic(
         if len(values) == HISTORY and values[0] - value <= LEAST_GAIN * (values[0] - floor):
             break
         # The loss is convex, so that only rounding makes this as good as zero or less.
-        if curvature > LEAST_CURVATURE * (moved.dot(moved) * change.dot(change)) ** 0.5:
+        if curvature > LEAST_CURVATURE * max(0.0, moved.dot(moved) * change.dot(change)) ** 0.5:
             moves.append(_Move(moved, change, 1.0 / curvature))
     progress(1.0)
     return at.plain

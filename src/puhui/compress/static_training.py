@@ -30,7 +30,7 @@ from puhui.core.errors import LearningError
 from puhui.models.hashing import FeatureOptions, Features, features
 from puhui.models.reliability import Reliability
 from puhui.models.static import StaticModel, logits_of, margins_of
-from puhui.models.tower import Tower, narrowed
+from puhui.models.tower import Slots, Tower, narrowed
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -222,6 +222,24 @@ def _scaled(bags: Bags, words: VectorsByBucket, length: float) -> tuple[FloatArr
 
 
 def rounded(bags: Bags, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]) -> Tower:
+    """A tower of the bags' rows: see `_rounded`."""
+    slots = narrowed(bags.slots, rows=len(table))
+    return _rounded(slots, bags.weight, bags.words_only, table, bias, precision)
+
+
+def coarser(model: StaticModel) -> StaticModel:
+    """The same expert with numbers of 4 bits: half the size, without learning again."""
+    towers = []
+    for tower in model.towers:
+        scale = tower.gain / np.maximum(tower.weight, np.float32(1e-12))
+        table = (tower.table * scale[:, None]).astype(np.float32)
+        towers.append(_rounded(tower.slots, tower.weight, tower.words_only, table, tower.bias, 4))
+    return StaticModel(model.labels, model.options, towers, model.reliability)
+
+
+def _rounded(
+    slots: Slots, weight: FloatArray, words_only: bool, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]
+) -> Tower:
     """The logits [r, k] as whole numbers of `precision` bits with one scale a row.
 
     The scale is such that the row's largest number is the largest there is: each is then at most half a scale
@@ -231,16 +249,9 @@ def rounded(bags: Bags, table: FloatArray, bias: FloatArray, precision: Literal[
     """
     most = (1 << precision - 1) - 1
     top = np.abs(table).max(axis=1, keepdims=True)
-    scale = _nearest_scale(table, top / most, most) if precision == 4 and not bags.words_only else top / most
+    scale = _nearest_scale(table, top / most, most) if precision == 4 and not words_only else top / most
     whole = _to_whole(table, scale, most).astype(np.int8)
-    return Tower(
-        slots=narrowed(bags.slots, rows=len(table)),
-        table=whole,
-        gain=scale[:, 0] * bags.weight,
-        weight=bags.weight,
-        bias=bias,
-        words_only=bags.words_only,
-    )
+    return Tower(slots, whole, scale[:, 0] * weight, weight, bias, words_only)
 
 
 def _to_whole(table: FloatArray, scale: FloatArray, most: int) -> FloatArray:

@@ -6,7 +6,7 @@ logistic regression. The encoder is read from a folder and nothing else; no netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,6 +74,30 @@ class SentenceEncoder:
         import torch
 
         vectors = np.zeros((len(texts), self.dim), np.float32)
+        done = 0
+        for picked, batch, states in self._states(texts, batch_size):
+            with torch.inference_mode():
+                mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+                pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+                vectors[picked] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+            done += len(picked)
+            if progress is not None:
+                progress(done, len(texts))
+        return vectors
+
+    def token_states(self, texts: Sequence[str], batch_size: int = 64) -> Iterator[tuple[int, IntArray, FloatArray]]:
+        """For each text, in any order: its number, the places [t, 2] of its t tokens (first and one past the last
+        character), and the tokens' states [t, d] in the last layer."""
+        for picked, batch, states in self._states(texts, batch_size):
+            for row, number in enumerate(picked.tolist()):
+                places = np.array(batch.encodings[row].offsets, np.intp)
+                real = places[:, 1] > places[:, 0]  # neither padding nor a mark of the tokenizer's
+                yield number, places[real], states[row].numpy()[real]
+
+    def _states(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[IntArray, Any, Any]]:
+        """Batches of texts of like lengths: their numbers, what the tokenizer made of them, the last layer."""
+        import torch
+
         by_length = np.argsort([len(text) for text in texts], kind="stable")
         for first in range(0, len(texts), batch_size):
             picked = by_length[first : first + batch_size]
@@ -86,13 +110,7 @@ class SentenceEncoder:
                 return_tensors="pt",
             )
             with torch.inference_mode():
-                states = self._model(**batch).last_hidden_state
-                mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-                pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-                vectors[picked] = torch.nn.functional.normalize(pooled, dim=1).numpy()
-            if progress is not None:
-                progress(first + len(picked), len(texts))
-        return vectors
+                yield picked, batch, self._model(**batch).last_hidden_state
 
 
 class EncoderClassifier:

@@ -13,7 +13,7 @@ from puhui.core.errors import BundleError
 from puhui.models.hashing import Features
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-IntArray: TypeAlias = npt.NDArray[np.intp]
+Slots: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 _SMALLEST_NORM = 1e-6  # a text of unknown features has norm 0 and pools to zero
 _FOUR_BITS = 7  # numbers of 4 bits lie in [−7, 7]
@@ -21,9 +21,7 @@ _STORED = ("owners", "table", "gain", "weight", "bias")
 _TYPES: dict[str, tuple[type[np.generic], ...]] = {"slots": (np.uint16, np.uint32), "table": (np.int8,)}
 
 
-def rows_of(
-    found: Features, slots: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], *, words_only: bool
-) -> npt.NDArray[np.unsignedinteger[Any]]:
+def rows_of(found: Features, slots: Slots, *, words_only: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
     """As `Tower.rows`: each row once however often the text repeats it, which ranks better than counts."""
     rows = slots.take(found.buckets[: found.words] if words_only else found.buckets)
     rows.sort()
@@ -32,7 +30,7 @@ def rows_of(
     return rows[first]
 
 
-def narrowed(slots: npt.NDArray[np.uint32], *, rows: int) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+def narrowed(slots: npt.NDArray[np.uint32], *, rows: int) -> Slots:
     """The same numbers in two bytes each where that many rows allow it: twice as many fit a cache."""
     return slots.astype(np.uint16) if rows <= 1 << 16 else slots
 
@@ -47,7 +45,7 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
     n-grams would fall on words by chance.
     """
 
-    slots: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+    slots: Slots
     table: npt.NDArray[np.int8]
     gain: FloatArray
     weight: FloatArray
