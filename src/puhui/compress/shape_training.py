@@ -152,7 +152,9 @@ def _set_expert(
             labels = [answer[start:end] for start, end in items]
             if known.issuperset(labels):
                 rows.append((text, labels))
-    which = _which(rows, options, lambda share: progress(0.8 * share))
+    # The equal parts of a set are counts, not a big model's odds: softening them would only blur them.
+    plain = msgspec.structs.replace(options, static=msgspec.structs.replace(options.static, temperature=1.0))
+    which = _which(rows, plain, lambda share: progress(0.8 * share))
     often = Counter(len(labels) for _, labels in rows)
     sizes = [(text, str(len(labels))) for text, labels in rows if often[len(labels)] > 1]
     count: StaticModel | int = len(rows[0][1])
