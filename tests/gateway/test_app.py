@@ -115,7 +115,7 @@ def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, s
 @pytest.mark.parametrize(
     ("said", "status", "kind"),
     [
-        ("down", 502, "upstream_error"),
+        ("down", 503, "upstream_error"),
         ("slow", 504, "upstream_error"),
         ("garbled", 502, "upstream_error"),
         ("store", 503, "server_error"),

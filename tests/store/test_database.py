@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, text
 from puhui.core.errors import StoreError
 from puhui.store.database import Store, open_store, sqlite_url
 from puhui.store.records import event_row
-from puhui.store.tables import about, ledger
+from puhui.store.tables import about, ledger, metadata
 
 
 def fill(store: Store, rows: int) -> None:
@@ -155,8 +155,27 @@ def test_another_schema(tmp_path: Path) -> None:
     with store.begin() as connection:
         connection.execute(about.update().values(value="99"))
     store.close()
-    with pytest.raises(StoreError, match="schema 99, this Puhui reads schema 1"):
+    with pytest.raises(StoreError, match="schema 99, this Puhui reads schema 2"):
         open_store(url)
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "puhui.db")
+    store = open_store(url)
+    with store.begin() as connection:
+        connection.execute(insert(ledger), event_row("node", at=1.0, task=None, expert=None, note="a"))
+        for table, column in (("ledger", "key"), ("experience", "key"), ("experience", "loss"), ("experts", "stale")):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        connection.execute(text("DROP TABLE keys"))
+        connection.execute(about.update().values(value="1"))
+    store.close()
+    again = open_store(url)
+    with again.begin() as connection:
+        assert [(row.note, row.key) for row in connection.execute(select(ledger))] == [("a", "")]
+        for table in metadata.sorted_tables:
+            connection.execute(select(table)).all()
+        assert connection.execute(select(about.c.value)).scalar_one() == "2"
+    again.close()
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:

@@ -7,16 +7,19 @@
 """
 
 from puhui.core.answer import Answer, Answerer, Energy, Step, Usage
-from puhui.core.request import Message, Needs, Request
+from puhui.core.request import Caller, Keep, Message, Needs, Privacy, Request
 from puhui.core.settings import AuditRate, Promise, Tariff
 
 __all__ = [
     "Answer",
     "Answerer",
     "AuditRate",
+    "Caller",
     "Energy",
+    "Keep",
     "Message",
     "Needs",
+    "Privacy",
     "Promise",
     "Request",
     "Step",

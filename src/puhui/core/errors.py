@@ -4,6 +4,12 @@
     ├── InvalidRequest          the caller's request is not usable: nothing was asked of any model
     ├── UnknownModel            no model or task of that name
     ├── SettingsError           a setting, flag or environment variable has a value that is not allowed
+    ├── NeedsUnmet              what the request needs (latency, cost, privacy) cannot be had here
+    ├── NotAuthenticated        no key, or one that is unknown, expired or revoked
+    ├── NotAllowed              a key that may not do this
+    ├── LimitReached            too much in too short a time (`retry_after_s`)
+    │   ├── BudgetSpent         the key's money or energy for the day or month is used up
+    │   └── Overloaded          the node has as much to do as it can
     ├── UpstreamError           the big model did not give a usable answer
     │   ├── UpstreamUnavailable it could not be reached, or closed the connection
     │   ├── UpstreamTimeout     it did not answer in time
@@ -40,12 +46,48 @@ class SettingsError(PuhuiError):
     """A setting has a value that is not allowed."""
 
 
+class NeedsUnmet(PuhuiError):
+    """What the request needs cannot be had. `need` names the field of `Needs`."""
+
+    def __init__(self, message: str, *, need: str) -> None:
+        super().__init__(message)
+        self.need = need
+
+
+class NotAuthenticated(PuhuiError):
+    """No key was shown, or one that is unknown, expired or revoked."""
+
+
+class NotAllowed(PuhuiError):
+    """The key may not do this."""
+
+
+class LimitReached(PuhuiError):
+    """Too much was asked in too short a time; `retry_after_s` is when to ask again, in seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(LimitReached):
+    """The key's money or energy for the day or month is used up."""
+
+
+class Overloaded(LimitReached):
+    """The node has as much to do as it can."""
+
+
 class UpstreamError(PuhuiError):
     """The big model gave no usable answer."""
 
 
 class UpstreamUnavailable(UpstreamError):
-    """The big model could not be reached, or closed the connection."""
+    """The big model could not be reached, or closed the connection. `retry_after_s`: when it may be back, if known."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamTimeout(UpstreamError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -23,13 +23,36 @@ class Message(msgspec.Struct, frozen=True):
         return "".join(str(part.get("text", "")) for part in self.content)
 
 
+Privacy: TypeAlias = Literal["device", "site", "any"]
+"""How far a request may travel: not off this node, not off this site, or anywhere."""
+Keep: TypeAlias = Literal["nothing", "redacted", "whole"]
+"""What may be kept of a request's text, least first."""
+
+
 class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the caller needs of the answer.
 
-    `quality` lies in [0, 1]: 1.0 always asks the big model, anything less accepts a proven expert.
+    `quality` lies in [0, 1]: 1.0 always asks the big model, anything less accepts a proven expert. `latency_ms`
+    is the longest that the answer may take, `max_cost` the most that it may cost, in the tariff's currency.
     """
 
     quality: float = 0.0
+    latency_ms: float | None = None
+    max_cost: float | None = None
+    privacy: Privacy = "any"
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whose request it is, as the gateway's door found out.
+
+    `key` is the id of the key that was shown ("" where there are no keys). Requests of one `pool` may teach an
+    expert together, and it answers nobody else. `keep` is the most that may be kept of their text (None: what
+    the node keeps).
+    """
+
+    key: str = ""
+    pool: str = ""
+    keep: Keep | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     does not know pass through. `task` is the caller's own name for the job, if they gave one. `plain` is True
     when one text is the whole answer: no tools, several choices, token log-probabilities or sound. `settings`
     are the remaining fields, in one spelling: what may change an answer beside the messages. `alternatives`
-    asks an upstream that can for the likelihood of other answers as well.
+    asks an upstream that can for the likelihood of other answers as well. `authorization` and `headers` (names in
+    small letters) are the caller's own, for an upstream that has no key of its own and for what Puhui does not know.
     """
 
     id: str
@@ -52,4 +76,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     alternatives: bool = False
     needs: Needs = Needs()
+    caller: Caller = Caller()
     authorization: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()

@@ -60,14 +60,16 @@ def sort_request(request: Request) -> Traffic | None:
         return None
     context = "\n".join(text for text in texts if text)
     kind, shared = ("named", request.task) if request.task else ("context" if context else BARE, context)
-    return Traffic(group_key(request.model, request.settings, kind, shared), context, question)
+    return Traffic(group_key(request.model, request.settings, kind, shared, request.caller.pool), context, question)
 
 
-def group_key(model: str, settings: str, kind: str, shared: str) -> str:
+def group_key(model: str, settings: str, kind: str, shared: str, pool: str = "") -> str:
     """A short stable key. Requests to another model or with other settings (`max_tokens`, `stop`, an answer's
-    format, …) are of another group: an expert then gives only answers that those settings allow.
+    format, …) are of another group: an expert then gives only answers that those settings allow. So are those of
+    another pool: nobody's traffic teaches, or is answered by, an expert of those who did not agree to share.
     """
-    digest = hashlib.sha256("\x00".join((kind, model, settings, shared)).encode(errors="surrogatepass")).hexdigest()
+    parts = (kind, model, settings, shared, *([pool] if pool else []))
+    digest = hashlib.sha256("\x00".join(parts).encode(errors="surrogatepass")).hexdigest()
     return f"{kind}:{digest[:24]}"
 
 

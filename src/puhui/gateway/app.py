@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -17,13 +18,20 @@ from starlette.routing import BaseRoute, Route
 
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import (
+    BudgetSpent,
     InvalidRequest,
+    LimitReached,
+    NeedsUnmet,
+    NotAllowed,
+    NotAuthenticated,
+    Overloaded,
     PuhuiError,
     StoreError,
     UnknownModel,
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from puhui.core.request import Request
 from puhui.gateway.chat import (
@@ -38,6 +46,8 @@ from puhui.gateway.chat import (
 log = logging.getLogger("puhui.gateway")
 
 MOST_BODY_BYTES = 8 * 1024 * 1024
+RETRY_AFTER_S = 5
+"""What a client is told where nobody knows when the big model will be back."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -132,8 +142,22 @@ def _error_object(error: PuhuiError) -> tuple[int, dict[str, Any]]:
             status, kind, code, param = 400, "invalid_request_error", None, error.param
         case UnknownModel():
             status, kind, code, param = 404, "invalid_request_error", "model_not_found", "model"
+        case NeedsUnmet():
+            status, kind, code, param = 422, "invalid_request_error", "needs_unmet", error.need
+        case NotAuthenticated():
+            status, kind, code = 401, "authentication_error", "invalid_api_key"
+        case NotAllowed():
+            status, kind, code = 403, "permission_error", "not_allowed"
+        case Overloaded():
+            status, kind, code = 429, "rate_limit_error", "overloaded"
+        case BudgetSpent():
+            status, kind, code = 429, "rate_limit_error", "insufficient_quota"
+        case LimitReached():
+            status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         case UpstreamRefused():
             status, kind, code = error.status, "upstream_error", "upstream_refused"
+        case UpstreamUnavailable():
+            status, kind, code = 503, "upstream_error", "upstream_unavailable"
         case UpstreamTimeout():
             status, kind, code = 504, "upstream_error", "upstream_timeout"
         case UpstreamError():
@@ -158,7 +182,16 @@ async def _on_error(_: HttpRequest, error: Exception) -> Response:
         return _json(msgspec.json.encode(shown), status, headers)
     if status >= 500:
         log.warning("%s", error)
-    return _json_object(shown, status)
+    return _json(msgspec.json.encode(shown), status, _when_to_come_back(error))
+
+
+def _when_to_come_back(error: PuhuiError) -> dict[str, str]:
+    match error:
+        case LimitReached(retry_after_s=seconds) | UpstreamUnavailable(retry_after_s=float() as seconds):
+            return {"retry-after": str(max(1, math.ceil(seconds)))}
+        case UpstreamUnavailable():
+            return {"retry-after": str(RETRY_AFTER_S)}
+    return {}
 
 
 async def _on_http_error(_: HttpRequest, error: Exception) -> Response:

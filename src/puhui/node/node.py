@@ -297,4 +297,5 @@ def _experience_row(request: Request, answer: Answer, seat: Seat, traffic: Traff
         "expert_answer": answer.text if by_expert else None,
         "body": _not_streamed(request.body).decode() if by_expert else None,
         "task": seat.task,
+        "key": request.caller.key,
     }

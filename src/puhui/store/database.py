@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, literal, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, literal, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from puhui.core.errors import StoreError
 from puhui.store.tables import SCHEMA_VERSION, about, metadata
 
 # Reading a whole store through at each opening is for small ones; a larger one tells of damage where it is met.
+OLDER = ("1",)
+"""Schemas that are brought up to date at opening."""
 CHECKED_AT_OPENING_BYTES = 64 * 1024 * 1024
 
 
@@ -131,6 +133,12 @@ def _prepare(store: Store) -> None:
             connection.execute(CreateTable(table, if_not_exists=True))
             for index in table.indexes:
                 connection.execute(CreateIndex(index, if_not_exists=True))
+    if _version(store) in OLDER:
+        try:
+            _upgrade(store)
+        except StoreError:
+            if _version(store) in OLDER:  # else another process has just done it
+                raise
     version = _version(store)
     if version is None:
         mark = select(literal("schema"), literal(str(SCHEMA_VERSION))).where(~select(about).exists())
@@ -142,6 +150,19 @@ def _prepare(store: Store) -> None:
             f"{store} has schema {version}, this Puhui reads schema {SCHEMA_VERSION}; "
             "use the Puhui that wrote it, or give another --store"
         )
+
+
+def _upgrade(store: Store) -> None:
+    """Adds the columns that a store of an earlier schema lacks, in one transaction. Nothing is taken away."""
+    with store.begin() as connection:
+        found = inspect(connection)
+        for table in metadata.sorted_tables:
+            there = {column["name"] for column in found.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in there:
+                    spelled = CreateColumn(column).compile(dialect=connection.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {spelled}")
+        connection.execute(update(about).where(about.c.key == "schema").values(value=str(SCHEMA_VERSION)))
 
 
 def _bytes_of(connection: Connection) -> int:

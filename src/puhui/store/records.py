@@ -23,12 +23,13 @@ def request_row(request: Request, answer: Answer, task: str | None, *, kind: str
         confidence=answer.confidence,
         path=[[step.name, step.confidence, step.taken] for step in answer.path],
         usage=answer.usage,
+        key=request.caller.key,
     )
 
 
 def failure_row(request: Request, task: str | None, status: int, reason: str, *, kind: str = "request") -> Row:
     """The ledger's row for a request that got no answer."""
-    return _row(kind, id=request.id, task=task, model=request.model, status=status, note=reason)
+    return _row(kind, id=request.id, task=task, model=request.model, status=status, note=reason, key=request.caller.key)
 
 
 def event_row(
@@ -59,6 +60,7 @@ def _row(
     status: int = 200,
     usage: Usage = Usage(),
     note: str | None = None,
+    key: str = "",
 ) -> Row:
     energy = usage.energy
     return {
@@ -83,4 +85,5 @@ def _row(
         "co2_g": usage.co2_g,
         "cost": usage.cost,
         "note": note,
+        "key": key,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -43,6 +43,7 @@ ledger = Table(
     Column("co2_g", Float, nullable=False, default=0.0),
     Column("cost", Float, nullable=False, default=0.0),
     Column("note", Text),
+    Column("key", String(32), nullable=False, server_default=""),  # whose request it was
     Index("ledger_at", "at"),
 )
 
@@ -74,6 +75,8 @@ experience = Table(
     Column("expert_answer", Text),
     Column("body", Text),
     Column("task", String(64)),
+    Column("key", String(32), nullable=False, server_default=""),
+    Column("loss", Float),  # of an audited answer, so that the watch remembers it when the text is gone
     Index("experience_group_number", "group", "number"),
 )
 
@@ -105,4 +108,18 @@ experts = Table(
     Column("created", Float, nullable=False),
     Column("ended", Float),
     Column("reason", Text),
+    Column("stale", Text),  # why it is to be learned again, such as rows that had to be forgotten
+)
+
+# Keys of the gateway: never the key itself, but the SHA-256 of it. `rules` are what it may do and spend.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+    Column("revoked", Float),
+    Column("rules", JSON, nullable=False),
 )
