@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed, spend
 from puhui.core.settings import Promise
-from puhui.evolve.gate import LEAST_ALLOWED_SHARE, LEAST_COVERAGE, LEAST_GAIN, is_worth_trying, judge
+from puhui.evolve.gate import LATER_ALLOWED_SHARE, LEAST_COVERAGE, LEAST_GAIN, is_worth_trying, judge
 
 
 @given(st.lists(st.integers(1, 3), max_size=60), st.floats(0.001, 0.5))
@@ -28,7 +28,7 @@ def test_a_sample_worth_trying_can_prove_something(rows: int, attempt: int, epsi
     if is_worth_trying(promise, rows, attempt):
         assert rows >= rows_needed(epsilon, level)
         sure, right = np.full(rows, 0.9), np.ones(rows, np.bool_)
-        right[: int(LEAST_ALLOWED_SHARE * epsilon * rows)] = False
+        right[: int(LATER_ALLOWED_SHARE * epsilon * rows)] = False
         found = calibrate_threshold(sure, right, epsilon=epsilon, delta=level)
         assert found.threshold == 0.9
         assert found.risk_bound <= epsilon

@@ -37,8 +37,18 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     console.print(f"{result['answered']:,} of {result['requests']:,} requests answered. {_story(expert)}")
     console.print(
-        f"Energy is {energy['source']}: between {energy['with_puhui_low']:.0f} and {energy['with_puhui_high']:.0f} J."
+        f"Energy is {energy['source']}: between {energy['with_puhui_low']:.0f} and {energy['with_puhui_high']:.0f} J. "
+        + _paid_back(energy["paid_back_after"])
     )
+
+
+def _paid_back(requests: int | None) -> str:
+    """When learning, which asks the big model more often, has paid for itself."""
+    if requests is None:
+        return "What learning took is not paid back at this share."
+    if requests == 0:
+        return "What learning took is paid back already."
+    return f"What learning took is paid back after some {requests:,} more requests."
 
 
 def _story(expert: Mapping[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from puhui.core.settings import AuditRate
 from puhui.demo.job import Item
 from puhui.demo.load import Sent
 
@@ -94,10 +96,22 @@ def summarise(
             "with_puhui_high": total["energy"]["high"],
             "big_alone": total["big_energy"]["joules"],
             "answers_only": sum(one.joules for one in answered),
+            "paid_back_after": _paid_back_after(total, last),
         },
         "bill": dict(total),
         "experts": [dict(expert) for expert in experts],
     }
+
+
+def _paid_back_after(total: Mapping[str, Any], last: Sequence[Sent]) -> int | None:
+    """More requests like the `last` until learning has paid for itself, once few are audited; None: it never does."""
+    extra = total["energy"]["joules"] - total["big_energy"]["joules"]
+    by_expert = [one.joules for one in last if one.by_expert]
+    if extra <= 0.0 or not by_expert:
+        return 0 if extra <= 0.0 else None
+    saved_each = (1.0 - AuditRate().steady) * typical_joules(last) - _mean(by_expert)
+    saved = len(by_expert) / len(last) * saved_each
+    return math.ceil(extra / saved) if saved > 0.0 else None
 
 
 def ratios(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from puhui.trust.keys import load_or_create_key
 
 log = logging.getLogger("puhui.evolve")
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.3
 AFTER_STORE_ERROR_S = 10.0
 
 

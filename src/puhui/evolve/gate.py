@@ -18,7 +18,7 @@ from puhui.cascade.agreement import EXACT, Rule, is_whole
 from puhui.cascade.guarantee import Calibration, errors_allowed, loss_allowed, spend
 from puhui.core.settings import Promise
 
-LEAST_ALLOWED_SHARE = 0.5
+LEAST_ALLOWED_SHARE, LATER_ALLOWED_SHARE = 0.5, 0.4
 LEAST_COVERAGE, LESS_EACH_TIME = 0.25, 0.75
 LEAST_GAIN = 0.03
 
@@ -35,12 +35,14 @@ def is_worth_trying(promise: Promise, rows: int, attempt: int, rule: Rule = EXAC
     """Whether a sample of `rows`, compared by `rule`, lets the task's `attempt`-th calibration (from 1) prove much.
 
     The proof allows fewer errors than ε of the rows, and on few rows none at all, which only the surest of
-    answers survive. It is worth a part of δ once half of ε is allowed.
+    answers survive. It is worth a part of δ once half of ε is allowed; for a better expert than the one in place a
+    little less is, as each day with the old one has its price too.
     """
     # Losses between 0 and 1 take a weaker proof, and more rows.
     proof = errors_allowed if is_whole(rule) else loss_allowed
     allowed = proof(rows, promise.epsilon, spend(promise.delta, attempt)) if rows else -1
-    return allowed >= 0 and allowed >= LEAST_ALLOWED_SHARE * promise.epsilon * rows
+    least = LEAST_ALLOWED_SHARE if attempt == 1 else LATER_ALLOWED_SHARE
+    return allowed >= 0 and allowed >= least * promise.epsilon * rows
 
 
 def judge(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import case, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
 from puhui.cascade.agreement import canonical
 from puhui.core.answer import Usage
@@ -124,7 +124,7 @@ class Memory:
     def save(self, task: Task, progress: Progress) -> None:
         """Keeps a task's progress."""
         with self._store.begin() as connection:
-            connection.execute(_set_progress(task, progress))
+            _keep_progress(connection, task, progress)
 
     def in_place(self, task: Task) -> InPlace | None:
         """The expert that answers the task now."""
@@ -200,15 +200,26 @@ class Memory:
                 .values(status="retired", ended=now, reason=f"a better one came: {expert[:12]}")
             )
             connection.execute(insert(experts), row)
-            connection.execute(_set_progress(task, progress))
+            _keep_progress(connection, task, progress)
             connection.execute(
                 insert(ledger),
                 event_row("promotion", at=now, task=task.id, expert=expert, note=verdict.reason),
             )
 
 
-def _set_progress(task: Task, progress: Progress) -> Any:
-    return update(tasks).where(tasks.c.id == task.id).values(state=msgspec.to_builtins(progress))
+def _keep_progress(connection: Connection, task: Task, progress: Progress) -> None:
+    """Writes a task's progress; a sample that was closed by hand meanwhile (`close_sample`) stays closed."""
+    held = connection.execute(select(tasks.c.state).where(tasks.c.id == task.id)).scalar_one_or_none() or {}
+    progress.closed_at = max(progress.closed_at, held.get("closed_at", 0))
+    connection.execute(update(tasks).where(tasks.c.id == task.id).values(state=msgspec.to_builtins(progress)))
+
+
+def close_sample(connection: Connection, task: str) -> None:
+    """Closes a task's sample: its rows teach from now on, and the next candidate is calibrated on later ones."""
+    state = connection.execute(select(tasks.c.state).where(tasks.c.id == task)).scalar_one()
+    last = connection.execute(select(func.max(experience.c.number))).scalar() or 0
+    state = state | {"closed_at": max(last, state.get("closed_at", 0))}
+    connection.execute(update(tasks).where(tasks.c.id == task).values(state=state))
 
 
 def answers_of(rows: Sequence[Row]) -> list[str]:
