@@ -41,7 +41,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
@@ -57,7 +57,7 @@ bench: $(VENV)/dev.stamp
 browser:
 	@if command -v chromedriver >/dev/null; then echo "Chromium is here"; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-wqy-microhei; \
 	else echo "Install chromium and chromedriver (not root, or no apt-get here): tests in a browser are skipped"; fi
 	@if command -v npm >/dev/null; then \
 		npm install --prefix build/web --no-save --no-audit --no-fund --ignore-scripts --silent onnxruntime-web@1.30; \

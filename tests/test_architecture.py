@@ -22,7 +22,7 @@ SOURCE = Path(puhui.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("models", "sense", "energy", "trust", "store", "browser"),
-    ("cascade", "knowledge", "quantisation"),
+    ("cascade", "knowledge", "quantisation", "upstreams"),
     ("teachers", "bundles"),
     ("compress",),
     ("evolve",),

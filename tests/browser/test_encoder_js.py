@@ -73,7 +73,7 @@ def test_tokenizers_of_another_kind_are_refused(browser: Any, cdn: str, change: 
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderModel]:
-    """A small encoder with a head, in 32 bits and in 8."""
+    """A small encoder with a head, in 32 bits and in 8; and BERT as the workshop writes it, in both."""
     if not RUNTIME.is_dir():
         pytest.skip("onnxruntime-web is not in build/web: `make browser` fetches it")
     pytest.importorskip("onnx", reason="the workshop extra is not installed")
@@ -84,17 +84,54 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderModel
     folder = tmp_path_factory.mktemp("encoders")
     write_encoder(folder / "float.onnx", extremes=False)
     quantize_dynamic(folder / "float.onnx", folder / "int8.onnx", weight_type=QuantType.QInt8)
+    written = ["float", "int8", *_bert(folder, CLASSES)]
     labels = [f"label {number}" for number in range(CLASSES)]
     return {
         name: EncoderModel(labels, (folder / f"{name}.onnx").read_bytes(), small_tokenizer(), max_tokens=48)
-        for name in ("float", "int8")
+        for name in written
     }
 
 
-@pytest.mark.parametrize("precision", ["float", "int8"])
+def _bert(folder: Path, classes: int) -> list[str]:
+    """Names of the files that were written, none without PyTorch."""
+    try:
+        import torch
+        from transformers import AutoModel, BertConfig
+    except ImportError:
+        return []
+    from puhui.quantisation.onnx_export import export_encoder
+    from puhui.quantisation.precision import Target
+    from puhui.quantisation.quantise import quantise
+
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of(small_tokenizer(), 48)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    body = AutoModel.from_config(BertConfig(vocab_size=tokenizer.get_vocab_size(), **sizes)).eval()
+    for weight in body.parameters():
+        weight.data += torch.randn_like(weight) * 0.1
+    draw = np.random.default_rng(0)
+    projection, head = (
+        (draw.normal(size=shape).astype(np.float32), draw.normal(size=shape[1]).astype(np.float32))
+        for shape in ((128, 128), (128, classes))
+    )
+    export_encoder(body, folder / "bert.onnx", projection=projection, head=head)
+    rows = [np.array([tokens_of(tokenizer, text, 48)]) for text in TEXTS[:60] if text]
+    report = quantise(
+        folder / "bert.onnx",
+        folder / "bert int8.onnx",
+        batches=[(row, np.ones_like(row)) for row in rows],
+        target=Target(cosine=0.99, alone=True),
+    )
+    assert any(matrix.whole for matrix in report.matrices)
+    return ["bert", "bert int8"]
+
+
+@pytest.mark.parametrize("precision", ["float", "int8", "bert", "bert int8"])
 def test_answers_are_pythons(
     browser: Any, bundle: Bundle, encoders: dict[str, EncoderModel], tmp_path: Path, precision: str
 ) -> None:
+    if precision not in encoders:
+        pytest.skip("the workshop extra is not installed")
     model = encoders[precision]
     card = sample.card(task_of_group("context:0", "m", ""), labels=model.labels, family="encoder")
     _, place = seal(tmp_path, card, model, bundle.key)
@@ -107,7 +144,7 @@ def test_answers_are_pythons(
     others = [sure for said, (label, sure) in zip(told, expected, strict=True) if said["label"] != label]
     print(f"{precision}: {len(others)} of {len(texts)} labels differ, confidence by {off.max():.1e}, {off.mean():.1e}")
     assert len({label for label, _ in expected}) > 1
-    if precision == "float":
+    if "int8" not in precision:
         assert others == []
         assert off.max() < 1e-4
     else:  # other kernels round otherwise: another label only where the two best were as good as even

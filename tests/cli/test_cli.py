@@ -82,7 +82,7 @@ def serve(*words: str) -> list[str]:
         (serve("--price-tokens", "1"), "--price-tokens is '1'"),
         (serve("--price-tokens", "1,2,3"), "--price-tokens is '1,2,3'"),
         (serve("--price-tokens", "1,-2"), "price_out is -2.0"),
-        (serve("--log-level", "LOUD"), "--log-level is 'LOUD'"),
+        (serve("--log-level", "LOUD"), "log_level is 'LOUD'"),
         (serve("--key-env", "NO_SUCH_KEY"), "NO_SUCH_KEY"),
         (serve("--host", "0.0.0.0"), "--allow-open"),
         (serve("--host", "no such host", "--allow-open"), "cannot listen"),
@@ -297,7 +297,8 @@ def test_killing_a_node_loses_no_acknowledged_request(big: BigModel, tmp_path: P
                 with httpx.Client(trust_env=False) as http, contextlib.suppress(httpx.TransportError):
                     while True:
                         reply = http.post(f"{url}/v1/chat/completions", json=body)
-                        acknowledged.append(reply.json()["puhui"]["id"])
+                        if reply.status_code != 429:  # fifty at once may be more than the machine can do now
+                            acknowledged.append(reply.json()["puhui"]["id"])
 
             before = len(acknowledged)
             clients = [threading.Thread(target=client, daemon=True) for _ in range(50)]

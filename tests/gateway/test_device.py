@@ -157,7 +157,7 @@ def test_no_path_leads_out(node: Served, name: str) -> None:
 def raw_status(node: Served, target: str) -> int:
     """The status of a request whose path is sent as it is: clients tidy paths up."""
     with socket.create_connection((node.http.base_url.host, node.http.base_url.port or 80)) as connection:
-        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
         reply = b""
         while piece := connection.recv(65536):
             reply += piece

@@ -27,8 +27,9 @@ from puhui.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from puhui.core.request import Message, Request
+from puhui.core.request import Message, Needs, Request
 from puhui.models.endpoint import Endpoint, open_reference
+from puhui.models.http_link import Timeouts
 from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
 
 DONE = b"data: [DONE]\n\n"
@@ -161,15 +162,131 @@ async def test_too_slow(streaming: bool) -> None:
     with raw_server(says(head_of(length=4) if not streaming else b"", pause_s=1.0)) as url:
         started = time.perf_counter()
         with pytest.raises(UpstreamTimeout, match="did not answer in time"):
-            await answer(url, ask(stream=streaming), timeout_s=0.2)
+            await answer(url, ask(stream=streaming), timeouts=Timeouts(first_token_s=0.2))
         assert time.perf_counter() - started < 0.9
 
 
 async def test_a_stream_that_stalls() -> None:
-    pieces = [chunk({"content": "a"}), b""]
-    reply = says(*pieces, head=head_of("text/event-stream"), pause_s=0.6)
-    with raw_server(reply) as url, pytest.raises(UpstreamGarbled, match="broke off"):
-        await stream(url, timeout_s=0.3)
+    begun = head_of("text/event-stream") + chunk({"content": "a"})
+    with raw_server(says(head=begun, pause_s=0.6)) as url, pytest.raises(UpstreamGarbled, match="broke off"):
+        await stream(url, timeouts=Timeouts(first_token_s=0.3))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_bytes_that_come_for_ever_are_too_late_in_the_end(streaming: bool) -> None:
+    """Each wait is short, and so is the first one; it is the whole that takes too long."""
+    head = head_of("text/event-stream") if streaming else head_of(length=40)
+    dripping = says(*[chunk({"content": "a"}) if streaming else b" "] * 40, head=head, pause_s=0.05)
+    times = Timeouts(first_token_s=1.0, whole_s=0.3)
+    with raw_server(dripping) as url:
+        started = time.perf_counter()
+        with pytest.raises(UpstreamError, match="broke off" if streaming else "did not answer in time"):
+            await (stream(url, timeouts=times) if streaming else answer(url, timeouts=times))
+        assert 0.25 < time.perf_counter() - started < 1.2
+        started = time.perf_counter()
+        hurried = ask(stream=streaming, needs=Needs(latency_ms=150.0))
+        with pytest.raises(UpstreamError):  # a request may be in more of a hurry than the settings
+            await (stream(url, hurried) if streaming else answer(url, hurried))
+        assert 0.1 < time.perf_counter() - started < 1.0
+
+
+async def test_headers_without_a_first_event_are_no_answer() -> None:
+    with raw_server(says(head=head_of("text/event-stream"), pause_s=1.0)) as url:
+        started = time.perf_counter()
+        with pytest.raises(UpstreamTimeout, match="no event of its stream"):
+            await stream(url, timeouts=Timeouts(first_token_s=0.2))
+        assert time.perf_counter() - started < 0.9
+
+
+async def test_a_connection_that_is_not_made_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as kept:
+        for _ in range(3):  # its queue is full: further connections are not answered
+            waiting = kept.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        with pytest.raises(UpstreamTimeout):
+            await answer(
+                f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeouts=Timeouts(connect_s=0.2, first_token_s=30.0)
+            )
+
+
+@pytest.mark.parametrize("name", ["connect_s", "first_token_s", "whole_s"])
+def test_timeouts_that_cannot_be(name: str) -> None:
+    for value in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SettingsError, match=name):
+            Timeouts(**{name: value})
+
+
+async def test_the_callers_headers_go_on_but_not_those_of_its_connection(big: BigModel) -> None:
+    given = (
+        ("openai-organization", "org-1"),
+        ("x-trace", "世".encode().decode("latin-1")),
+        ("api-key", "mine"),
+        ("connection", "upgrade"),
+        ("host", "elsewhere.example"),
+        ("content-length", "3"),
+        ("cookie", "a=b"),
+        ("accept-encoding", "odd"),
+        ("x-request-id", "theirs"),
+    )
+    await answer(big.url, ask(headers=given))
+    await answer(big.url, ask(headers=given, authorization="Bearer mine"), key="sk-1")
+    passed, with_own_key = big.headers
+    assert passed["openai-organization"] == "org-1"
+    assert passed["api-key"] == "mine"
+    assert passed["x-request-id"] == "req_1"
+    assert passed["host"].startswith("127.0.0.1:")
+    assert "cookie" not in passed
+    assert passed["accept-encoding"] != "odd"
+    assert "api-key" not in with_own_key
+    assert with_own_key["authorization"] == "Bearer sk-1"
+
+
+async def test_other_paths_are_forwarded_as_they_are() -> None:
+    seen: list[tuple[str, bytes, str]] = []
+
+    async def other(http: HttpRequest) -> Response:
+        seen.append((http.url.path, await http.body(), http.headers["content-type"]))
+        if seen[-1][1].startswith(b"{") and msgspec.json.decode(seen[-1][1]).get("stream"):
+            return Response(b"event: a\ndata: 1\n\nevent: b\ndata: 2\n\n", media_type="text/event-stream")
+        kept = {"openai-version": "2020", "set-cookie": "a=b", "x-request-id": "theirs"}
+        return Response(b'{"object":"list", "odd":1.50}', 201, kept, media_type="application/json")
+
+    with serving(Starlette(routes=[Route("/v1/{path:path}", other, methods=["POST"])])) as url:
+        async with endpoint(f"{url}/v1", model="other") as big:
+            reply = await big.forward("/embeddings", ask())
+            assert (reply.status, reply.body, reply.by) == (201, b'{"object":"list", "odd":1.50}', "big:other")
+            assert reply.content_type == "application/json"
+            assert reply.headers == (("openai-version", "2020"),)
+            streamed = await big.forward("/responses", ask(stream=True))
+            assert streamed.body is None
+            assert streamed.pieces is not None
+            said = b"".join([piece async for piece in streamed.pieces])
+            assert said == b"event: a\ndata: 1\n\nevent: b\ndata: 2\n\n"
+            form = msgspec.structs.replace(ask(), body=b"--x--", headers=(("content-type", "multipart/x; boundary=x"),))
+            await big.forward("/audio/transcriptions", form)
+    assert [path for path, _, _ in seen] == ["/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions"]
+    assert msgspec.json.decode(seen[0][1]) == msgspec.json.decode(ask().body) | {"model": "other"}
+    assert seen[2][1:] == (b"--x--", "multipart/x; boundary=x")
+
+
+async def test_what_cannot_be_forwarded() -> None:
+    model = BigModel()
+    model.refuse = 429
+    with serving(model.app) as url:
+        async with endpoint(f"{url}/v1") as big:
+            with pytest.raises(UpstreamRefused) as caught:
+                await big.forward("/chat/completions", ask())
+            assert (caught.value.status, caught.value.retry_after) == (429, "7")
+    with raw_server(says(head=head_of("text/event-stream"))) as url, pytest.raises(UpstreamGarbled):
+        async with endpoint(url) as big:
+            await big.forward("/responses", ask(stream=True))
+    with raw_server(says(b"event: a\n", head=head_of("text/event-stream", length=100))) as url:
+        async with endpoint(url) as big:
+            reply = await big.forward("/responses", ask(stream=True))
+            assert reply.pieces is not None
+            with pytest.raises(UpstreamGarbled, match="broke off"):
+                assert [piece async for piece in reply.pieces]
 
 
 @pytest.mark.parametrize(
@@ -252,13 +369,13 @@ async def test_half_a_stream(name: str, events: list[bytes]) -> None:
     seen: list[bytes] = []
     with raw_server(says(*events, head=head_of("text/event-stream"))) as url:
         async with endpoint(url) as big:
-            found = await big(ask(stream=True))
-            assert found.pieces is not None
             with pytest.raises(UpstreamGarbled):  # noqa: PT012 - what came before it counts
+                found = await big(ask(stream=True))
+                assert found.pieces is not None
                 async for piece in found.pieces:
                     seen.append(piece)
     assert DONE not in seen
-    assert found.text is None or name == "no finish"
+    assert bool(seen) == (name != "nothing")
 
 
 async def test_a_stream_in_odd_clothes() -> None:

@@ -20,6 +20,7 @@ from puhui.core.settings import AuditRate
 from puhui.evolve.traffic import sort_request
 from puhui.gateway.chat import read_request
 from puhui.models.endpoint import Endpoint
+from puhui.models.http_link import Timeouts
 from puhui.node.node import Node
 from puhui.node.roster import Roster
 from puhui.store.database import Store
@@ -48,7 +49,7 @@ def big(big: BigModel) -> BigModel:
 async def node(
     store: Store, url: str, key: SigningKey, audit_rate: AuditRate = SELDOM, **more: Any
 ) -> AsyncIterator[Node]:
-    endpoint = Endpoint(url, timeout_s=5.0)
+    endpoint = Endpoint(url, timeouts=Timeouts(first_token_s=5.0))
     async with Node(store, endpoint, Roster(store, {key.public}), audit_rate=audit_rate, seed=1, **more) as opened:
         yield opened
     await endpoint.close()

@@ -44,6 +44,27 @@ def test_every_family_gives_what_pytorch_gives(tmp_path: Path, family: str, pool
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_bert_is_written_in_few_operations(tmp_path: Path, pooling: Any, normalise: bool) -> None:
+    torch.manual_seed(1)
+    model = transformers.AutoModel.from_config(transformers.BertConfig(**{**SIZES, "num_hidden_layers": 3})).eval()
+    for weight in model.parameters():  # biases are zeros as they come
+        weight.data = torch.randn_like(weight) * 0.3
+    draw = np.random.default_rng(0)
+    projection, head = (
+        (draw.normal(size=shape).astype(np.float32), draw.normal(size=shape[1]).astype(np.float32))
+        for shape in ((16, 12), (12, 5))
+    )
+    path = tmp_path / "m.onnx"
+    reference = export_encoder(model, path, pooling=pooling, normalise=normalise, projection=projection, head=head)
+    batches = [random_batch(90, n, t, seed=n + t) for n, t in ((1, 1), (5, 40), (2, 9))]
+    assert check_export(path, reference, batches, tolerance=1e-3) < 1e-4
+    nodes = pytest.importorskip("onnx").load(path).graph.node
+    assert len(nodes) <= 9 * 3 + 16
+    assert [node.op_type for node in nodes].count("MultiHeadAttention") == 3
+
+
 def test_names_axes_and_head(tmp_path: Path) -> None:
     head = (np.arange(24, dtype=np.float64).reshape(8, 3), np.array([1.0, 2.0, 3.0]))
     model = Bag().train()

@@ -24,6 +24,7 @@ from puhui.quantisation.int8_graph import (  # noqa: E402
     rewritten,
     rounded_columns,
     rounded_rows,
+    rounded_whole,
     tables_of,
     weights_of,
 )
@@ -37,6 +38,7 @@ MATRICES = hnp.arrays(
 )
 EVERY_WAY = [
     Recipe(),
+    Recipe(whole=True),
     Recipe(outliers=(5, 77)),
     Recipe(smoothing=np.linspace(0.5, 4, WIDTH).astype(np.float32)),
     Recipe(outliers=(5,), smoothing=np.linspace(0.5, 4, WIDTH).astype(np.float32)),
@@ -80,7 +82,7 @@ def test_two_products_fit_into_sixteen_bits(weight: np.ndarray) -> None:
     assert highest < 2**15
 
 
-@pytest.mark.parametrize("recipe", EVERY_WAY, ids=lambda r: f"{r.form}-{len(r.outliers)}-{r.floor}")
+@pytest.mark.parametrize("recipe", EVERY_WAY, ids=lambda r: f"{r.form}-{r.whole}-{len(r.outliers)}-{r.floor}")
 def test_the_graph_computes_what_was_foreseen(tmp_path: Path, source: Path, recipe: Recipe) -> None:
     """The products of the rewritten graph, in ONNX Runtime, are those of the recipe in NumPy."""
     model = onnx.load(source)
@@ -98,6 +100,9 @@ def test_the_graph_computes_what_was_foreseen(tmp_path: Path, source: Path, reci
         wanted = x @ weight.astype(np.float16).astype(np.float32)
     elif recipe.form == "weights":
         wanted = x @ (small * scale)
+    elif recipe.whole:
+        ends = np.tile([x.min(), x.max()], (len(x), 1)).astype(np.float32)
+        wanted = rounded_whole(x, *ends.T) @ (small * scale)
     else:
         factor = recipe.factor(WIDTH)
         inner = rounded_rows(x if factor is None else x * factor, recipe.floor)
@@ -150,18 +155,38 @@ def test_nothing_is_finer_where_int8_does(tmp_path: Path) -> None:
     assert not any(matrix.finer for matrix in report.matrices)
 
 
+def test_one_scale_for_a_text_where_texts_are_alone_and_it_does_no_harm(tmp_path: Path, source: Path) -> None:
+    write_encoder(tmp_path / "even.onnx", extremes=False)
+    wish = Target(cosine=0.99, alone=True)
+    report = quantise(tmp_path / "even.onnx", tmp_path / "small.onnx", batches=batches(rows=1), target=wish)
+    assert all(matrix.whole for matrix in report.matrices[1:])
+    assert report.verified.cosine >= 0.99
+    report = quantise(
+        source, tmp_path / "small.onnx", batches=batches(rows=1), target=Target(cosine=0.9995, alone=True)
+    )
+    up = next(matrix for matrix in report.matrices if matrix.name == "inner")
+    assert not up.whole  # which reads the extremes
+    assert up.finer
+    assert not any(one.whole for one in quantise(source, tmp_path / "any.onnx", batches=batches()).matrices)
+
+
 def test_recipes_are_dearer_and_more_exact_one_after_another(source: Path) -> None:
     model = onnx.load(source)
     groups = groups_of(model, VECTOR)
     sampled = sampled_inputs(source, groups, batches())
     for group in groups:
-        assert 100 <= len(sampled[group.input]) <= 192
+        sample = sampled[group.input]
+        assert 100 <= len(sample.rows) == len(sample.low) == len(sample.high) <= 192
+        assert (sample.low <= sample.rows.min(axis=1)).all()
+        assert (sample.high >= sample.rows.max(axis=1)).all()
         weights = list(weights_of(model, group.matrices).values())
-        listed = candidates(sampled[group.input], weights)
-        assert len(listed) > 2
-        for one, finer in itertools.pairwise(listed):
-            assert finer.cost > one.cost
-            assert finer.error < one.error
+        for whole in (False, True):
+            listed = candidates(sample, weights, whole=whole)
+            assert len(listed) > 2
+            assert listed[0].recipe.whole == whole  # the quickest
+            for one, finer in itertools.pairwise(listed):
+                assert finer.cost > one.cost
+                assert finer.error < one.error
 
 
 def test_measuring_goes_on_where_it_stopped(tmp_path: Path, source: Path) -> None:

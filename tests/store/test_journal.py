@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import bindparam, event, exists, insert, select, text, update
 
 from puhui.core.answer import Usage
 from puhui.core.errors import StoreError
@@ -32,9 +32,16 @@ def ids(store: Store) -> list[str]:
         return list(connection.execute(select(ledger.c.id).order_by(ledger.c.number)).scalars())
 
 
-def commits_of(store: Store) -> list[int]:
-    seen: list[int] = []
-    event.listen(store.engine, "commit", lambda _: seen.append(1))
+def commits_of(store: Store) -> list[str]:
+    """Grows by one with each commit of a connection that is made from now on."""
+    seen: list[str] = []
+
+    def note(statement: str) -> None:
+        if statement == "COMMIT":
+            seen.append(statement)
+
+    store.engine.dispose()
+    event.listen(store.engine, "connect", lambda connection, _: connection.set_trace_callback(note))
     return seen
 
 
@@ -43,7 +50,7 @@ async def test_requests_share_commits(store: Store) -> None:
     journal = Journal(store)
     await asyncio.gather(*(journal.append([(ledger, row(f"r{n}"))]) for n in range(200)))
     assert sorted(ids(store)) == sorted(f"r{n}" for n in range(200))
-    assert len(commits) < 20 + 1
+    assert 0 < len(commits) < 20 + 1
     await asyncio.to_thread(journal.close)
 
 
@@ -93,6 +100,62 @@ async def test_a_row_that_cannot_be_stored_harms_no_other(store: Store, bad: dic
     assert [each for each in told if each is not None] == [told[5]]
     await asyncio.wait_for(journal.append([(ledger, row("after"))]), 10.0)
     assert sorted(ids(store)) == sorted([*(f"r{n}" for n in range(10)), "after"])
+    await asyncio.to_thread(journal.close)
+
+
+async def test_an_update_is_an_entry_like_a_row(store: Store) -> None:
+    journal = Journal(store)
+    noted = (
+        update(ledger).where(ledger.c.id == bindparam("which")).values(note=bindparam("said"), path=bindparam("way"))
+    )
+    await journal.append([(ledger, row("a")), (ledger, row("b") | {"path": [["x", 0.5, True]]})])
+    await journal.append([(noted, {"which": "a", "said": "changed", "way": [1]}), (ledger, row("c"))])
+    with store.begin() as connection:
+        found = connection.execute(select(ledger.c.id, ledger.c.note, ledger.c.path).order_by(ledger.c.number)).all()
+    assert [tuple(each) for each in found] == [("a", "changed", [1]), ("b", "", [["x", 0.5, True]]), ("c", "", None)]
+    await asyncio.to_thread(journal.close)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_statement_of_its_own_is_committed_with_the_rows(tmp_path: Path, durable: bool) -> None:
+    store = open_store(sqlite_url(tmp_path / "own.db"), durable=durable)
+    journal = Journal(store)
+    unknown = ~exists().where(contexts.c.group == bindparam("group"))
+    values = select(*(bindparam(column.name, type_=column.type) for column in contexts.columns)).where(unknown)
+    new = insert(contexts).from_select(["group", "model", "text"], values)
+    texts = [{"group": f"g{n % 3}", "model": "m", "text": f"t{n % 3}"} for n in range(9)]
+    await asyncio.gather(*(journal.append([(ledger, row(f"r{n}")), (new, text)]) for n, text in enumerate(texts)))
+    with store.begin() as connection:
+        assert sorted(connection.execute(select(contexts.c.text)).scalars()) == ["t0", "t1", "t2"]
+    assert len(ids(store)) == 9
+    await asyncio.to_thread(journal.close)
+    store.close()
+
+
+async def test_columns_that_a_row_leaves_out_get_their_defaults(store: Store) -> None:
+    journal = Journal(store)
+    short = {"id": "a", "at": 1.0, "kind": "node"}
+    await journal.append([(ledger, short), (ledger, row("b", usage=Usage(prompt_tokens=3)))])
+    with store.begin() as connection:
+        found = connection.execute(select(ledger).order_by(ledger.c.id)).all()
+    assert [(each.id, each.status, each.model, each.key, each.prompt_tokens) for each in found] == [
+        ("a", 200, "", "", 0),
+        ("b", 200, "", "", 3),
+    ]
+    await asyncio.to_thread(journal.close)
+
+
+async def test_while_another_process_writes_the_loop_goes_on(store: Store) -> None:
+    journal = Journal(store)
+    await journal.append([(ledger, row("first"))])
+    with store.begin() as connection:
+        connection.execute(insert(ledger), row("slow"))  # holds the store until the block ends
+        waiting = asyncio.ensure_future(journal.append([(ledger, row("second"))]))
+        await asyncio.sleep(0.2)  # would not end while the loop waited for the store
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 10.0)
+    await journal.append([(ledger, row("third"))])
+    assert ids(store) == ["first", "slow", "second", "third"]
     await asyncio.to_thread(journal.close)
 
 

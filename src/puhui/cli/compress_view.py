@@ -94,7 +94,8 @@ class View(Watcher):
         card, say = made.card, self.note
         self._console.print(_table(list(made.found.tried)))
         say(
-            f"A {card.family} expert of {card.size_bytes / 1e6:.1f} MB, {card.answer_us:.0f} µs an answer: "
+            f"{'An' if card.family == 'encoder' else 'A'} {card.family} expert of {card.size_bytes / 1e6:.1f} MB, "
+            f"{card.answer_us:.0f} µs an answer: "
             f"{made.folder}"
         )
         say(f"It says what the big model says in {card.agreement:.2%} of {card.held_out:,} requests that it never saw.")

@@ -15,6 +15,8 @@ from puhui.cli.bill_command import bill
 from puhui.cli.compress_command import compress
 from puhui.cli.demo_command import demo
 from puhui.cli.experts_command import experts_app
+from puhui.cli.forget_command import forget
+from puhui.cli.keys_command import keys_app
 from puhui.cli.serve_command import serve
 
 app = typer.Typer(
@@ -27,7 +29,9 @@ app.command()(serve)
 app.command()(demo)
 app.command()(compress)
 app.command()(bill)
+app.command()(forget)
 app.add_typer(experts_app, name="experts")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

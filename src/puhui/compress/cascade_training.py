@@ -4,9 +4,10 @@ Rows that neither an expert nor the calibration has seen say which expert would 
 cascade has one confidence and one agreement for each row, and so a coverage: the largest share that can be answered,
 the surest first, with disagreement on at most ε of all rows. (Nothing is proven here. That is `cascade.guarantee`'s
 part, on rows of its own.) Each τ is tried at quantiles of its expert's confidences, "always" and "never" among them,
-one expert after the other until nothing changes. Of all that come within `SLACK` of the greatest coverage the
-cheapest is taken: smaller differences are luck. An expert that need not be asked is left out, and where one alone is
-left, that one is the result.
+one expert after the other until nothing changes. They are judged by their coverage at `STRICTER` · ε: the surest rows
+are those whose order matters, and a proof allows fewer disagreements than ε. Of all that come within `SLACK` of the
+greatest the cheapest is taken: smaller differences are luck. An expert that need not be asked is left out, and where
+one alone is left, that one is the result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 QUANTILES = 40
 PASSES = 3
-SLACK = 0.005
+SLACK = 0.01
+STRICTER = 0.25
+"""On CLINC150, a static expert before three layers, 800 rows to choose on and 2,300 to prove 1 %: coverage 0.854 at
+0.44 of the encoder's cost; chosen at ε itself with half the slack 0.837 at 0.40; the encoder alone 0.859."""
 NEVER = 2.0
 """A threshold above every confidence."""
 
@@ -37,6 +41,8 @@ class Prospect(msgspec.Struct, frozen=True):
     thresholds: tuple[float, ...]
     coverage: float
     """Share of all rows that is answered at ε, in [0, 1]."""
+    strict: float
+    """The same at `STRICTER` · ε."""
     agreement: float
     cost: float
     """Mean of all rows, in the unit of `costs`."""
@@ -73,7 +79,7 @@ def build_cascade(
         raise LearningError(f"{found}: a cascade needs one each, and two experts or more")
     trial = _Trial.of(steps, texts, answers, costs, epsilon)
     alone = tuple(trial.prospect(_only(number, len(steps))) for number in range(len(steps)))
-    best = trial.search(max(alone, key=lambda found: (found.coverage, -found.cost)))
+    best = trial.search(max(alone, key=lambda found: (found.strict, -found.cost)))
     kept = [number for number, asked in enumerate(trial.asked(best.thresholds)) if asked]
     if len(kept) == 1:
         return BuiltCascade(steps[kept[0]], families[kept[0]], best, alone)
@@ -110,7 +116,8 @@ class _Trial(msgspec.Struct, frozen=True, eq=False):
         by = self._by(thresholds)
         sure, right = self.confidence[by, rows], self.agrees[by, rows]
         paid = np.cumsum(np.where(self.asked(thresholds), self.costs, 0.0))
-        return Prospect(thresholds, coverage(sure, right, self.epsilon), float(right.mean()), float(paid[by].mean()))
+        at, strict = (coverage(sure, right, share * self.epsilon) for share in (1.0, STRICTER))
+        return Prospect(thresholds, at, strict, float(right.mean()), float(paid[by].mean()))
 
     def asked(self, thresholds: tuple[float, ...]) -> list[bool]:
         """Whether an expert is part of the cascade: it may answer, and no one before it answers all."""
@@ -121,15 +128,15 @@ class _Trial(msgspec.Struct, frozen=True, eq=False):
 
     def search(self, best: Prospect) -> Prospect:
         """Better thresholds than these, one expert's after the other's."""
-        most = best.coverage
+        most = best.strict
         for _ in range(PASSES):
             before = best
             for number in range(len(best.thresholds)):
                 marks = np.quantile(self.confidence[number], np.linspace(0.0, 1.0, QUANTILES + 1)[1:-1])
                 tried = [self.prospect(_with(best.thresholds, number, float(mark))) for mark in (0.0, *marks, NEVER)]
-                most = max(most, *(one.coverage for one in tried))
-                enough = [one for one in (best, *tried) if one.coverage >= most - SLACK]
-                best = min(enough or tried, key=lambda one: (one.cost, -one.coverage))
+                most = max(most, *(one.strict for one in tried))
+                enough = [one for one in (best, *tried) if one.strict >= most - SLACK]
+                best = min(enough or tried, key=lambda one: (one.cost, -one.strict))
             if best.thresholds == before.thresholds:
                 break
         return best

@@ -144,25 +144,10 @@ class Student:
         return logits
 
     def export(self, path: Path) -> Reference:
-        """Writes the ONNX file, as `export_encoder` does; the projection is made part of the body."""
-        from torch import Tensor, nn
-
-        body, projection = self.body, self.projection
-
-        class Projected(nn.Module):
-            """Mean pooling and a linear map may change places; for the other poolings it is a map of one state."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.body, self.projection = body, projection
-
-            def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-                states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-                mapped: Tensor = self.projection(states)
-                return mapped
-
-        head = (self.head.weight.detach().numpy().T, self.head.bias.detach().numpy())
-        return export_encoder(Projected().eval(), path, pooling=self.pooling, head=head)
+        """Writes the ONNX file, as `export_encoder` does."""
+        maps = ((part.weight.detach().numpy().T, part.bias.detach().numpy()) for part in (self.projection, self.head))
+        projection, head = maps
+        return export_encoder(self.body, path, pooling=self.pooling, projection=projection, head=head)
 
 
 def pooled(states: Any, mask: Any, pooling: Pooling) -> Any:

@@ -51,11 +51,12 @@ class StaticRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="static"
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encoder"):
-    """Some layers of the base encoder; None are all of them."""
+    """Some layers of the base encoder; None are all of them. Tuning ends after `epochs`, or after `max_seconds`."""
 
     layers: tuple[int, ...] | None = (0,)
     epochs: int = 4
     learning_rate: float = 3e-4
+    max_seconds: float = 240.0
     precision: Literal["int8", "float32"] = "int8"
 
     @property
@@ -66,15 +67,21 @@ class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encode
 
 
 class CascadeRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="cascade"):
-    """A static expert in front of an encoder."""
+    """A static expert in front of an encoder, and behind that perhaps a greater one."""
 
     first: StaticRecipe
     then: EncoderRecipe
+    last: EncoderRecipe | None = None
+
+    @property
+    def steps(self) -> tuple[StaticRecipe | EncoderRecipe, ...]:
+        """Cheapest first."""
+        return (self.first, self.then) if self.last is None else (self.first, self.then, self.last)
 
     @property
     def name(self) -> str:
         """A few words for people."""
-        return f"{self.first.name} → {self.then.name}"
+        return " → ".join(step.name for step in self.steps)
 
 
 class ShapeRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="shape"):
@@ -151,6 +158,8 @@ class Cooked(msgspec.Struct, frozen=True, eq=False):
     model: ExpertModel
     family: str
     seconds: float
+    cpu_seconds: float
+    """Of this process, however busy the machine was."""
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -158,6 +167,7 @@ class _Note(msgspec.Struct, frozen=True):
 
     family: str
     seconds: float
+    cpu_seconds: float
 
 
 class Kitchen:
@@ -189,33 +199,45 @@ class Kitchen:
 
         Raises LearningError for what cannot be learned or needs the base that is not there.
         """
-        name = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()[:16]
+        name = self._name(recipe)
         place, noted = self._folder / name, self._folder / f"{name}.json"
         with contextlib.suppress(BundleError, OSError, msgspec.DecodeError):
             note = msgspec.json.decode(noted.read_bytes(), type=_Note)
-            return Cooked(family_class(note.family).load(place), note.family, note.seconds)
+            return Cooked(family_class(note.family).load(place), note.family, note.seconds, note.cpu_seconds)
         shutil.rmtree(place, ignore_errors=True)
         cooked = self._build(recipe, progress)
         draft = self._folder / f".{name}"
         shutil.rmtree(draft, ignore_errors=True)
         cooked.model.save(draft)
         draft.rename(place)
-        noted.write_bytes(msgspec.json.encode(_Note(cooked.family, cooked.seconds)))
+        noted.write_bytes(msgspec.json.encode(_Note(cooked.family, cooked.seconds, cooked.cpu_seconds)))
         return cooked
 
+    def _name(self, recipe: Recipe) -> str:
+        """Of all that the result depends on beside the answers."""
+        told = msgspec.json.encode(recipe)
+        if isinstance(recipe, CascadeRecipe) and self._held is not None:
+            told += msgspec.json.encode([self._epsilon, self._held.digest])
+        return hashlib.sha256(told).hexdigest()[:16]
+
     def _build(self, recipe: Recipe, progress: Progress) -> Cooked:
-        started = time.perf_counter()
+        if isinstance(recipe, CascadeRecipe):
+            return self._cascade(recipe, progress)
+        wall, spent = time.perf_counter(), time.process_time()
         if isinstance(recipe, StaticRecipe):
-            return Cooked(self._static(recipe, progress), "static", time.perf_counter() - started)
-        if isinstance(recipe, EncoderRecipe):
-            return Cooked(self._encoder(recipe, progress), "encoder", time.perf_counter() - started)
-        if isinstance(recipe, ShapeRecipe):
-            return self._shaped(recipe, progress)
+            model, family = self._static(recipe, progress), "static"
+        elif isinstance(recipe, EncoderRecipe):
+            model, family = self._encoder(recipe, progress), "encoder"
+        else:
+            model, family = self._shaped(recipe, progress), FAMILY_OF[type(self.material.shape)]
+        return Cooked(model, family, time.perf_counter() - wall, time.process_time() - spent)
+
+    def _cascade(self, recipe: CascadeRecipe, progress: Progress) -> Cooked:
         if self._held is None:
             raise LearningError("a cascade's inner thresholds are set on rows kept from learning; there are none")
-        first = self.cook(recipe.first, lambda share: progress(0.3 * share))
-        then = self.cook(recipe.then, lambda share: progress(0.3 + 0.7 * share))
-        steps = (first, then)
+        share, steps = 1.0 / len(recipe.steps), list[Cooked]()
+        for number, part in enumerate(recipe.steps):
+            steps.append(self.cook(part, _part(progress, number * share, share)))
         built = build_cascade(
             [step.family for step in steps],
             [step.model for step in steps],
@@ -224,7 +246,8 @@ class Kitchen:
             costs=[_seconds_an_answer(step.model, self._held.texts) for step in steps],
             epsilon=self._epsilon,
         )
-        return Cooked(built.model, built.family, first.seconds + then.seconds)
+        seconds, cpu_seconds = sum(step.seconds for step in steps), sum(step.cpu_seconds for step in steps)
+        return Cooked(built.model, built.family, seconds, cpu_seconds)
 
     def _static(self, recipe: StaticRecipe, progress: Progress) -> ExpertModel:
         found = self.material
@@ -254,6 +277,7 @@ class Kitchen:
             options=EncoderOptions(
                 layers=recipe.layers,
                 epochs=recipe.epochs,
+                max_seconds=recipe.max_seconds,
                 learning_rate=recipe.learning_rate,
                 precision=recipe.precision,
             ),
@@ -264,15 +288,14 @@ class Kitchen:
             seed=self._seed,
         )
 
-    def _shaped(self, recipe: ShapeRecipe, progress: Progress) -> Cooked:
-        started, found = time.perf_counter(), self.material
+    def _shaped(self, recipe: ShapeRecipe, progress: Progress) -> ExpertModel:
+        found = self.material
         options = ShapeOptions(
             static=StaticOptions(max_cells=recipe.max_cells),
             word_vectors=self._word_vectors() if recipe.word_vectors else None,
             calibrated=FOLDS,
         )
-        model = train_shape(found.shape, found.texts, found.answers, options=options, progress=progress)
-        return Cooked(model, FAMILY_OF[type(found.shape)], time.perf_counter() - started)
+        return train_shape(found.shape, found.texts, found.answers, options=options, progress=progress)
 
     def _needs_base(self) -> Path:
         if self._base is None:
@@ -295,6 +318,11 @@ class Kitchen:
                 self._words = WordVectors.learn((*encoder.words, *words_of(self.material.texts)), encoder.encode)
                 self._words.save(place)
         return self._words
+
+
+def _part(progress: Progress, before: float, share: float) -> Progress:
+    """Progress of a part that begins when the share `before` is done."""
+    return lambda done: progress(before + share * done)
 
 
 def _seconds_an_answer(model: ExpertModel, texts: Sequence[str]) -> float:

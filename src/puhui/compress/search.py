@@ -256,6 +256,11 @@ def _read_book(book: Path) -> dict[Recipe, Candidate]:
     return found
 
 
+def nearest(fitting: Sequence[Candidate]) -> Candidate:
+    """Of candidates that the device can hold, the one that agrees most, and of several the cheapest."""
+    return max(fitting, key=lambda one: (one.agreement, -one.footprint.cpu_s))
+
+
 def _what_it_would_take(tried: Sequence[Candidate], goal: Goal) -> str:
     """Why nothing was chosen, in words: what came nearest, and what would have to give."""
     fitting = [candidate for candidate in tried if not candidate.misses]
@@ -265,7 +270,7 @@ def _what_it_would_take(tried: Sequence[Candidate], goal: Goal) -> str:
             f"nothing fits the target {goal.profile.name!r}: the nearest is {near.name} ({near.misses[0]}); it would "
             f"take {near.misses[0].ratio:.2g} times that limit"
         )
-    near = max(fitting, key=lambda one: one.agreement)
+    near = nearest(fitting)
     said = (
         f"nothing that fits the target {goal.profile.name!r} keeps {goal.keep:.1%}: the nearest is {near.name}, which "
         f"agrees in {near.agreement:.2%} of {near.rows} held-out requests"

@@ -28,7 +28,7 @@ from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_neede
 from puhui.compress.answer_shape import Label, Shape, find_shape, rule_of
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
 from puhui.compress.recipes import Kitchen, Material, Recipe, StaticRecipe
-from puhui.compress.search import Candidate, Found, Goal, Search
+from puhui.compress.search import Candidate, Found, Goal, Search, nearest
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
 from puhui.models.expert_cascade import CascadeModel
@@ -282,7 +282,7 @@ def _chosen(found: Found, order: Order, watcher: Watcher) -> Candidate:
     if not order.accept_nearest or not fitting:
         raise LearningError(found.why)
     watcher.note(found.why)
-    return max(fitting, key=lambda candidate: (candidate.coverage, candidate.agreement))
+    return nearest(fitting)
 
 
 def _finished(chosen: Candidate, kitchen: Kitchen, taught: Material, held: Material, order: Order) -> ExpertModel:

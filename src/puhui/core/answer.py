@@ -58,7 +58,9 @@ class Answer(msgspec.Struct, kw_only=True):
     `confidence` lies in [0, 1], or is None where the answerer claims none: it is then taken as it is.
     `alternatives` are the likeliest first tokens of the answer with their natural log-probabilities.
     `body` is the reply as an upstream sent it. `pieces` yields server-sent events as bytes, each with its
-    blank line, for an answer that streams; `text` and `usage` are set by the time they are exhausted.
+    blank line, for an answer that streams; `text`, `usage` and `finish` are set by the time they are exhausted.
+    `prices` are money for a million tokens read and written by whoever answered (None: the tariff's). `finish` is
+    why it ended, in OpenAI's words: `stop` at its own end, `length` where it was cut at the most tokens allowed.
     """
 
     by: str
@@ -70,6 +72,8 @@ class Answer(msgspec.Struct, kw_only=True):
     alternatives: tuple[tuple[str, float], ...] = ()
     body: bytes | None = None
     pieces: AsyncIterator[bytes] | None = None
+    prices: tuple[float, float] | None = None
+    finish: str = "stop"
 
 
 Answerer = Callable[[Request], Awaitable[Answer]]

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from puhui.core.errors import NotAllowed
+
 
 class Message(msgspec.Struct, frozen=True):
     """One chat message. Fields that are not named here stay in `Request.body`."""
@@ -47,12 +49,18 @@ class Caller(msgspec.Struct, frozen=True):
 
     `key` is the id of the key that was shown ("" where there are no keys). Requests of one `pool` may teach an
     expert together, and it answers nobody else. `keep` is the most that may be kept of their text (None: what
-    the node keeps).
+    the node keeps). `models` are the names that it may ask for (none: any).
     """
 
     key: str = ""
     pool: str = ""
     keep: Keep | None = None
+    models: tuple[str, ...] = ()
+
+    def check_model(self, model: str) -> None:
+        """Raises `NotAllowed` if the caller may not ask for `model`."""
+        if self.models and model not in self.models:
+            raise NotAllowed(f"this key may not ask for the model {model!r}, only for {', '.join(self.models)}")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

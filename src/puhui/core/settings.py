@@ -5,12 +5,15 @@ An error names the setting, its value and what is allowed.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 
 from puhui.core.errors import SettingsError
+from puhui.core.request import Keep
 
 
-class Promise(msgspec.Struct, frozen=True):
+class Promise(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The guarantee: risk ≤ `epsilon` with probability ≥ 1 − `delta`. Both lie in (0, 1)."""
 
     epsilon: float = 0.02
@@ -23,7 +26,7 @@ class Promise(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{name} is {value}, but must lie strictly between 0 and 1 (such as 0.02)")
 
 
-class Tariff(msgspec.Struct, frozen=True):
+class Tariff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What energy and tokens cost here.
 
     `carbon_g_per_kwh`: life-cycle grid intensity. `price_per_kwh`: money. `price_in`, `price_out`: money for
@@ -43,7 +46,20 @@ class Tariff(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{name} is {value}, but must be 0 or more")
 
 
-class AuditRate(msgspec.Struct, frozen=True):
+class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of people's words: the most that is (`keep`), and for how many days (inf: for ever)."""
+
+    keep: Keep = "redacted"
+    keep_days: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.keep not in get_args(Keep):
+            raise SettingsError(f"keep is {self.keep!r}; allowed: {', '.join(get_args(Keep))}")
+        if not self.keep_days > 0.0:
+            raise SettingsError(f"keep_days is {self.keep_days}, but must be more than 0 (inf: for ever)")
+
+
+class AuditRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shares of requests whose coin falls on "the big model answers this one in any case".
 
     Those requests are a fair sample of the traffic: experts are calibrated and watched on them alone. `learning`

@@ -71,13 +71,13 @@ class World:
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Runs the demo, shows it on `console`, leaves its results in `settings.out` and returns them."""
-    job = _job(settings)
+    job = read_job(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     console.print(
         f"[bold]1[/bold]  The job: {job.name}, {len(job.traffic):,} requests, {len(labels_of(job.traffic))} answers."
     )
     with Processes(settings.out / "logs") as processes:
-        world = _start_big(settings, job, processes, console)
+        world = start_big(settings, job, processes, console)
         port = free_port()
         node = f"http://127.0.0.1:{port}"
         folder = settings.out / "node"
@@ -96,12 +96,14 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     return result
 
 
-def _job(settings: DemoSettings) -> Job:
+def read_job(settings: DemoSettings) -> Job:
+    """The job that the settings name, with as much traffic as they say."""
     job = cloud_services(settings.seed) if settings.data is None else own_requests(settings.data, settings.system)
     return msgspec.structs.replace(job, traffic=job.traffic[: settings.requests])
 
 
-def _start_big(settings: DemoSettings, job: Job, processes: Processes, console: Console) -> World:
+def start_big(settings: DemoSettings, job: Job, processes: Processes, console: Console) -> World:
+    """The big model that the settings name; the demo's own is started, and its head trained on first use."""
     if settings.big is not None:
         endpoint = open_reference(settings.big)
         if endpoint.model is None:

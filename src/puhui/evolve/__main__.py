@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from puhui.core.errors import StoreError
+from puhui.core.log_lines import set_up_logging
 from puhui.evolve.learner import Learner
 from puhui.evolve.memory import Memory
 from puhui.evolve.process import LearnerSettings
@@ -32,7 +33,7 @@ AFTER_STORE_ERROR_S = 10.0
 def main() -> None:
     """Runs until the parent process is gone or a signal comes."""
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=LearnerSettings)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s learner %(message)s", stream=sys.stderr)
+    set_up_logging(settings.log_format, settings.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which then ends this process
     log.debug("runs as %s", step_back())
     parent = os.getppid()

@@ -63,7 +63,7 @@ class Learner:
         counts = self._find_tasks()
         attempts = 0
         for task, progress in self._memory.tasks():
-            if self._after_demotion(task, progress):
+            if self._after_demotion(task, progress) | self._is_stale(task, progress):
                 self._memory.save(task, progress)
             rows = counts.get(task.group, 0)
             if rows >= progress.next_rows:
@@ -86,7 +86,7 @@ class Learner:
                 fresh = find_templates(group, model, [row.input for row in self._memory.rows(group)])
             for task in fresh:
                 if task.id not in known:
-                    log.info("a task was found: %s", task.name)
+                    log.info("a task was found: %s", task.id)  # its name may be a prompt's first line
                     self._memory.add_task(task)
         return counts
 
@@ -101,8 +101,18 @@ class Learner:
         progress.next_rows = 0
         return True
 
+    def _is_stale(self, task: Task, progress: Progress) -> bool:
+        """An expert that learned what was forgotten since is to be replaced soon: an attempt is brought forward."""
+        held = self._memory.in_place(task)
+        if held is None or not held.stale or held.id == progress.relearned:
+            return False
+        progress.relearned = held.id
+        progress.next_rows = 0
+        return True
+
     def _attempt(self, task: Task, progress: Progress, rows: int) -> int:
         """One try, now that the group has `rows` rows; 1 if it came to a calibration, which spends a part of δ."""
+        forgettings = self._memory.forgettings(task)
         judged_before = self._memory.judged_before(task.group)
         everything = _of_task(task, self._memory.rows(task.group))
         recent = [row for row in everything if row.number > progress.changed_at]
@@ -131,7 +141,7 @@ class Learner:
         verdict, agreement = self._examine(task, progress, candidate, sample)
         if verdict.promoted:
             progress.closed_at = everything[-1].number
-            self._promote(task, progress, candidate, verdict, lessons, agreement)
+            self._promote(task, progress, candidate, verdict, lessons, agreement, forgettings)
         else:
             self._memory.save(task, progress)
         self._note_work(task, f"attempt {progress.attempts} on {len(lessons)} answers: {verdict.reason}", started)
@@ -162,8 +172,8 @@ class Learner:
 
     def _coverage_in_place(self, task: Task, inputs: Sequence[str]) -> float:
         held = self._memory.in_place(task)
-        if held is None:
-            return 0.0
+        if held is None or held.stale:
+            return 0.0  # in place of a stale one anything goes that is proven and worth it
         try:
             _, model = open_bundle(held.folder, expert=held.id)
         except BundleError:
@@ -209,6 +219,7 @@ class Learner:
         verdict: Verdict,
         lessons: Sequence[Row],
         agreement: float,
+        forgettings: int,
     ) -> None:
         held = self._memory.in_place(task)
         energy = estimate_joules(candidate.answer_s)
@@ -231,13 +242,13 @@ class Learner:
             agreement_rule=msgspec.to_builtins(candidate.rule),
         )
         expert, place = seal(self._folder, card, candidate.model, self._key)
-        self._memory.promote(task, progress, expert, place, verdict)
-        log.info("expert %s of task %s: %s", expert[:12], task.name, verdict.reason)
+        self._memory.promote(task, progress, expert, place, verdict, forgettings=forgettings)
+        log.info("expert %s of task %s: %s", expert[:12], task.id, verdict.reason)
 
     def _note_work(self, task: Task, note: str, started: float) -> None:
         spent = time.process_time() - started
         usage = Usage(cpu_seconds=spent, energy=estimate_joules(spent))
-        log.info("task %s: %s (%.1f CPU seconds)", task.name, note, spent)
+        log.info("task %s: %s (%.1f CPU seconds)", task.id, note, spent)
         self._memory.note("learning", task, note, price_usage(usage, self._tariff))
 
 

@@ -26,7 +26,8 @@ class Progress(msgspec.Struct):
     `attempts` counts calibrations over the task's whole life, `demoted_at` is the time of its last demotion.
     Rows are counted by their numbers in the table of experience: those up to `changed_at` are from before that
     demotion, those up to `closed_at` may teach whatever their coin, and the coin rows after it are the sample.
-    `next_rows` is how many rows its group must have before the next attempt.
+    `next_rows` is how many rows its group must have before the next attempt. `relearned` is the stale expert for
+    which an attempt was brought forward.
     """
 
     attempts: int = 0
@@ -34,6 +35,7 @@ class Progress(msgspec.Struct):
     changed_at: int = 0
     closed_at: int = 0
     next_rows: int = 0
+    relearned: str = ""
 
 
 class Row(NamedTuple):
@@ -52,6 +54,7 @@ class InPlace(NamedTuple):
     id: str
     folder: Path
     threshold: float
+    stale: bool
 
 
 class Memory:
@@ -155,7 +158,7 @@ class Memory:
         )
         with self._store.begin() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else InPlace(row.id, Path(row.folder), row.threshold)
+        return None if row is None else InPlace(row.id, Path(row.folder), row.threshold, row.stale is not None)
 
     def joules_of_big(self, task: Task) -> float:
         """Mean joules of the big model's answers to the task; 0 if it has given none."""
@@ -178,8 +181,26 @@ class Memory:
                 event_row(kind, at=time.time(), task=task.id, expert=None, note=note, usage=usage),
             )
 
-    def promote(self, task: Task, progress: Progress, expert: str, folder: Path, verdict: Verdict) -> None:
-        """Puts an expert in place of the one before, in one transaction."""
+    def forgettings(self, task: Task) -> int:
+        """How often rows of the task were forgotten so far."""
+        with self._store.begin() as connection:
+            return int(connection.execute(_forgettings(task)).scalar_one())
+
+    def promote(
+        self,
+        task: Task,
+        progress: Progress,
+        expert: str,
+        folder: Path,
+        verdict: Verdict,
+        *,
+        forgettings: int | None = None,
+    ) -> None:
+        """Puts an expert in place of the one before, in one transaction.
+
+        `forgettings` is how many there had been when its rows were read: if there are more by now, it may know what
+        it should not, and is stale from the start.
+        """
         now, proven = time.time(), verdict.calibration
         row: dict[str, Any] = {
             "id": expert,
@@ -199,12 +220,18 @@ class Memory:
                 .where(experts.c.task == task.id, experts.c.status == "active")
                 .values(status="retired", ended=now, reason=f"a better one came: {expert[:12]}")
             )
+            if forgettings is not None and connection.execute(_forgettings(task)).scalar_one() > forgettings:
+                row["stale"] = "answers were forgotten while it was learned"
             connection.execute(insert(experts), row)
             _keep_progress(connection, task, progress)
             connection.execute(
                 insert(ledger),
                 event_row("promotion", at=now, task=task.id, expert=expert, note=verdict.reason),
             )
+
+
+def _forgettings(task: Task) -> Any:
+    return select(func.count()).where(ledger.c.kind == "forgetting", ledger.c.task == task.id)
 
 
 def _keep_progress(connection: Connection, task: Task, progress: Progress) -> None:

@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from puhui.core.log_lines import LogFormat
 from puhui.core.settings import AuditRate, Promise, Tariff
 
 log = logging.getLogger("puhui.evolve")
@@ -30,6 +31,7 @@ class LearnerSettings(msgspec.Struct, frozen=True):
     tariff: Tariff = Tariff()
     audit_rate: AuditRate = AuditRate()
     log_level: str = "WARNING"
+    log_format: LogFormat = "text"
 
 
 class LearnerProcess:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from puhui.core.request import Request
+from puhui.trust.redaction import redact, redact_shared
 
 BARE = "bare"
 
@@ -47,8 +48,8 @@ class Task(msgspec.Struct, frozen=True):
         return text[len(self.prefix) : len(text) - len(self.suffix)]
 
 
-def sort_request(request: Request) -> Traffic | None:
-    """Where a request belongs; None when no expert may answer it."""
+def sort_request(request: Request, *, redacted: bool = False) -> Traffic | None:
+    """Where a request belongs; None when no expert may answer it. `redacted`: read without personal matter."""
     if not request.plain or not request.messages:
         return None
     *before, last = request.messages
@@ -59,6 +60,8 @@ def sort_request(request: Request) -> Traffic | None:
     if question is None or None in texts:
         return None
     context = "\n".join(text for text in texts if text)
+    if redacted:
+        context, question = redact_shared(context), redact(question)
     kind, shared = ("named", request.task) if request.task else ("context" if context else BARE, context)
     return Traffic(group_key(request.model, request.settings, kind, shared, request.caller.pool), context, question)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import secrets
 import string
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from puhui.core.answer import Answer
 from puhui.core.errors import InvalidRequest
-from puhui.core.request import Message, Needs, Request
+from puhui.core.request import Caller, Message, Request
+from puhui.core.request_ids import current_id
+from puhui.gateway.needs import FIELD, headers_to_pass_on, read_caller, read_needs, read_said
 from puhui.models.wire import DONE, event_data
 
 # Fields that never change what the answer says.
@@ -32,6 +33,7 @@ _NEUTRAL = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "parallel_tool_calls",
+        FIELD,
     }
 )
 # Fields with which an answer is more than one text, and values of them with which it is not.
@@ -50,7 +52,7 @@ _MORE_THAN_TEXT: dict[str, tuple[Any, ...]] = {
 }
 
 LONGEST_MODEL_NAME = 200  # what the ledger's columns hold, "big:" before it
-_HEADER_SAFE = "".join(set(string.punctuation) - {"%"}) + " "
+HEADER_SAFE = "".join(set(string.punctuation) - {"%"}) + " "
 _NOT_USABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -60,35 +62,63 @@ _decode_flag = msgspec.json.Decoder(bool | None).decode
 _decode_metadata = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
-def read_request(body: bytes, headers: Mapping[str, str]) -> Request:
-    """The request that an HTTP body and its headers make. Raises `InvalidRequest` that names the field."""
+Fields: TypeAlias = dict[str, msgspec.Raw]
+
+
+def read_request(body: bytes, headers: Mapping[str, str], caller: Caller = Caller()) -> Request:
+    """The chat request that an HTTP body and its headers make. Raises `InvalidRequest` that names the field."""
+    fields = read_fields(body, "model", "messages")
+    messages = _field(fields, "messages", _decode_messages)
+    if not messages:
+        raise InvalidRequest("'messages' is empty; it needs at least one message", param="messages")
+    return request_of(
+        body,
+        fields,
+        headers,
+        caller,
+        messages=messages,
+        task=_task(fields),
+        plain=all(_is_plain(name, fields[name]) for name in _MORE_THAN_TEXT.keys() & fields.keys()),
+        settings=_settings(fields),
+    )
+
+
+def read_fields(body: bytes, *needed: str) -> Fields:
+    """The body's fields, not decoded any further. Raises `InvalidRequest` for no JSON object, or without `needed`."""
     try:
         body.decode()  # also what is not read here, but passed on and kept
         fields = _decode_fields(body)
     except _NOT_USABLE as error:
         raise InvalidRequest(f"the body is not a JSON object: {error}") from error
-    for name in ("model", "messages"):
+    for name in needed:
         if name not in fields:
             raise InvalidRequest(f"the field {name!r} is missing", param=name)
-    messages = _field(fields, "messages", _decode_messages)
-    if not messages:
-        raise InvalidRequest("'messages' is empty; it needs at least one message", param="messages")
+    return fields
+
+
+def request_of(body: bytes, fields: Fields, headers: Mapping[str, str], caller: Caller, **more: Any) -> Request:
+    """A request with what every body has: model, `stream`, and what is said to Puhui, which goes no further."""
     model = _field(fields, "model", _decode_text)
     if len(model) > LONGEST_MODEL_NAME:
         raise InvalidRequest(
             f"'model' has {len(model)} characters; a name has at most {LONGEST_MODEL_NAME}", param="model"
         )
+    caller.check_model(model)
+    said = read_said(fields.get(FIELD))
+    if bytes(fields.get("store", b"")) == b"false":  # OpenAI's way of asking that nothing is kept
+        said = msgspec.structs.replace(said, keep="nothing")
+    if FIELD in fields:
+        body = msgspec.json.encode({name: value for name, value in fields.items() if name != FIELD})
     return Request(
-        id=f"req_{secrets.token_hex(12)}",
+        id=current_id(),
         model=model,
-        messages=messages,
         body=body,
-        task=_task(fields),
-        plain=all(_is_plain(name, fields[name]) for name in _MORE_THAN_TEXT.keys() & fields.keys()),
-        settings=_settings(fields),
         stream=bool(_field(fields, "stream", _decode_flag)) if "stream" in fields else False,
-        needs=_needs(headers),
+        needs=read_needs(headers, said),
+        caller=read_caller(caller, headers, said),
         authorization=headers.get("authorization"),
+        headers=headers_to_pass_on(headers),
+        **more,
     )
 
 
@@ -129,19 +159,6 @@ def _task(fields: Mapping[str, msgspec.Raw]) -> str | None:
     return task
 
 
-def _needs(headers: Mapping[str, str]) -> Needs:
-    given = headers.get("x-puhui-quality")
-    if given is None:
-        return Needs()
-    try:
-        quality = float(given)
-    except ValueError:
-        quality = -1.0
-    if not 0.0 <= quality <= 1.0:
-        raise InvalidRequest(f"the header x-puhui-quality is {given!r}, but must be a number from 0 to 1")
-    return Needs(quality=quality)
-
-
 def report(request: Request, answer: Answer) -> dict[str, Any]:
     """The `puhui` object of a reply: who answered, how sure, by which path, at what cost."""
     usage, energy = answer.usage, answer.usage.energy
@@ -168,7 +185,7 @@ def headers_of(request: Request, answer: Answer) -> dict[str, str]:
 
     What a header cannot carry is percent-encoded.
     """
-    headers = {"x-request-id": request.id, "x-puhui-by": urllib.parse.quote(answer.by, safe=_HEADER_SAFE)}
+    headers = {"x-request-id": request.id, "x-puhui-by": urllib.parse.quote(answer.by, safe=HEADER_SAFE)}
     if answer.confidence is not None:
         headers["x-puhui-confidence"] = f"{answer.confidence:.4f}"
     if answer.pieces is None:
@@ -186,7 +203,6 @@ def whole_reply(request: Request, answer: Answer) -> bytes:
         reply: dict[str, Any] = dict(_decode_fields(answer.body))
         reply["puhui"] = report(request, answer)
         return msgspec.json.encode(reply)
-    usage = answer.usage
     return msgspec.json.encode(
         {
             "id": f"chatcmpl-{request.id}",
@@ -198,17 +214,23 @@ def whole_reply(request: Request, answer: Answer) -> bytes:
                     "index": 0,
                     "message": {"role": "assistant", "content": answer.text, "refusal": None},
                     "logprobs": _logprobs(answer),
-                    "finish_reason": "stop",
+                    "finish_reason": answer.finish,
                 }
             ],
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            },
+            "usage": _tokens(answer),
             "puhui": report(request, answer),
         }
     )
+
+
+def _tokens(answer: Answer) -> dict[str, int]:
+    """Tokens of a big model. An expert reads and writes none, so with its answers they are 0: nothing is made up."""
+    usage = answer.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
 
 
 def _logprobs(answer: Answer) -> dict[str, Any] | None:
@@ -219,17 +241,41 @@ def _logprobs(answer: Answer) -> dict[str, Any] | None:
 
 
 async def text_as_stream(request: Request, answer: Answer) -> AsyncIterator[bytes]:
-    """The events of a streamed chat completion whose text is there already."""
-    head = {
+    """The events of a streamed chat completion whose text is there already, with one for usage if asked for."""
+    head: dict[str, Any] = {
         "id": f"chatcmpl-{request.id}",
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": request.model,
     }
+    with_usage = _wants_usage(request.body)
+    if with_usage:
+        head["usage"] = None
     delta: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    yield _event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-    yield _event(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    yield _event(head | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]})
+    yield _event(head | {"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": answer.finish}]})
+    if with_usage:
+        yield _event(head | {"choices": [], "usage": _tokens(answer)})
     yield DONE
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Streamed(msgspec.Struct):
+    stream_options: _StreamOptions | None = None
+
+
+_decode_streamed = msgspec.json.Decoder(_Streamed).decode
+
+
+def _wants_usage(body: bytes) -> bool:
+    try:
+        options = _decode_streamed(body).stream_options
+    except _NOT_USABLE:  # options that nobody understands: the answer is no worse without
+        return False
+    return options is not None and bool(options.include_usage)
 
 
 async def with_report(request: Request, answer: Answer, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

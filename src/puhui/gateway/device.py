@@ -8,11 +8,9 @@ event loop. An expert that steps down is not given out any more.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import threading
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +27,19 @@ from puhui.core.errors import BundleError
 from puhui.evolve.discovery import task_of_group
 from puhui.evolve.learner import FIRST_ATTEMPT_ROWS
 from puhui.evolve.memory import Memory
+from puhui.gateway.assets import ALWAYS, PAGE_HEADERS, TYPES, Served, packed_file, send_file
 from puhui.node.roster import Roster
 from puhui.store.database import Store
 from puhui.store.tables import experts
 
 PAGE = "device.html"
 WORKER = "device-worker.js"
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-}
-PAGE_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-        "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    # With these two the page's clock ticks in 5 µs instead of 100, and ONNX Runtime may use threads.
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-embedder-policy": "require-corp",
-    "referrer-policy": "no-referrer",
-}
-ALWAYS = {"x-content-type-options": "nosniff", "cross-origin-resource-policy": "same-origin"}
 # A bundle may hold a page about the expert: it is shown, and does nothing.
 BUNDLE_HEADERS = {
     "cache-control": "public, max-age=31536000, immutable",
     "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
 }
-WORTH_PACKING = 0.95
-GZIP = 16  # zlib writes gzip's head where this bit is set
 MOST_TASKS_SHOWN = 5
-
-
-class Served(msgspec.Struct, frozen=True):
-    """A file as it is sent: packed with gzip where that makes it smaller. `digest` is that of the plain file."""
-
-    body: bytes
-    digest: str
-    packed: bool
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -140,25 +112,28 @@ class Shelf:
 
     def _read_learning(self) -> list[dict[str, Any]]:
         with self._counting:  # `Memory` counts what is new since the last look
-            groups = self._memory.groups()
-        progress = {task.group: (task, state) for task, state in self._memory.tasks()}
-        served = {expert.task.group for expert in self._roster.experts}
-        found: list[dict[str, Any]] = []
-        for group, model, context, answers in groups:
-            task, state = progress.get(group) or (task_of_group(group, model, context), None)
-            if group not in served:
-                needed = max(FIRST_ATTEMPT_ROWS, state.next_rows if state is not None else 0)
-                found.append({"task": task.name, "answers": answers, "needed": needed})
-        return sorted(found, key=lambda row: -row["answers"])[:MOST_TASKS_SHOWN]
+            return learning_progress(self._memory, {expert.task.group for expert in self._roster.experts})
+
+
+def learning_progress(memory: Memory, served: Collection[str]) -> list[dict[str, Any]]:
+    """How far learning is in the groups that are not `served` by an expert, those with the most answers first."""
+    progress = {task.group: (task, state) for task, state in memory.tasks()}
+    found: list[dict[str, Any]] = []
+    for group, model, context, answers in memory.groups():
+        task, state = progress.get(group) or (task_of_group(group, model, context), None)
+        if group not in served:
+            needed = max(FIRST_ATTEMPT_ROWS, state.next_rows if state is not None else 0)
+            found.append({"task": task.name, "answers": answers, "needed": needed})
+    return sorted(found, key=lambda row: -row["answers"])[:MOST_TASKS_SHOWN]
 
 
 def device_routes(store: Store, roster: Roster) -> list[Route]:
     """The routes of the page and of what it reads, for `build_app`."""
     shelf = Shelf(store, roster)
-    assets = {path.name: _served(path.name, path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES}
+    assets = {path.name: packed_file(path.name, path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES}
 
     async def page(http: HttpRequest) -> Response:
-        return _response(http, PAGE, assets[PAGE], {"cache-control": "no-cache", **PAGE_HEADERS})
+        return send_file(http, PAGE, assets[PAGE], {"cache-control": "no-cache", **PAGE_HEADERS})
 
     async def asset(http: HttpRequest) -> Response:
         name = http.path_params["name"]
@@ -166,7 +141,7 @@ def device_routes(store: Store, roster: Roster) -> list[Route]:
             raise HTTPException(404)
         # The worker's scope is the page, which lies above its own folder.
         scope = {"service-worker-allowed": http.url.path.removesuffix(f"/{name}")} if name == WORKER else {}
-        return _response(http, name, assets[name], {"cache-control": "no-cache", **scope})
+        return send_file(http, name, assets[name], {"cache-control": "no-cache", **scope})
 
     async def list_experts(_: HttpRequest) -> Response:
         held = [each.shown for each in await shelf.experts()]
@@ -178,7 +153,7 @@ def device_routes(store: Store, roster: Roster) -> list[Route]:
         served = await shelf.file(http.path_params["expert"], name)
         if served is None:
             raise HTTPException(404)
-        return _response(http, name, served, BUNDLE_HEADERS)
+        return send_file(http, name, served, BUNDLE_HEADERS)
 
     return [
         Route("/device", page),
@@ -188,37 +163,8 @@ def device_routes(store: Store, roster: Roster) -> list[Route]:
     ]
 
 
-def _response(http: HttpRequest, name: str, served: Served, headers: dict[str, str]) -> Response:
-    """The file as the client takes it, or 304 where the client has it."""
-    etag = f'W/"{served.digest[:32]}"'  # weak: packed or not, it is the same file
-    headers = {**headers, **ALWAYS, "etag": etag, "vary": "accept-encoding"}
-    if etag in (tag.strip() for tag in http.headers.get("if-none-match", "").split(",")):
-        return Response(status_code=304, headers=headers)
-    body = served.body
-    if served.packed and _takes_gzip(http.headers.get("accept-encoding", "")):
-        headers["content-encoding"] = "gzip"
-    elif served.packed:
-        body = gzip.decompress(body)  # no browser comes here
-    kind = TYPES.get(Path(name).suffix, "application/octet-stream")
-    return Response(body, headers={**headers, "content-type": kind})
-
-
-def _takes_gzip(accepted: str) -> bool:
-    parts = (part.replace(" ", "").split(";") for part in accepted.lower().split(","))
-    return any(name == "gzip" and not (weight and weight[0] in ("q=0", "q=0.0")) for name, *weight in parts)
-
-
-def _served(name: str, plain: bytes) -> Served:
-    # Weights hold no repeats: looking for them takes 60 times as long and saves 1.5 % (5.5 s and 28 kB of 1.9 MB).
-    strategy = zlib.Z_DEFAULT_STRATEGY if Path(name).suffix in TYPES else zlib.Z_HUFFMAN_ONLY
-    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | GZIP, zlib.DEF_MEM_LEVEL, strategy)
-    packed = packer.compress(plain) + packer.flush()
-    worth = len(packed) < WORTH_PACKING * len(plain)
-    return Served(packed if worth else plain, hashlib.sha256(plain).hexdigest(), worth)
-
-
 def _read_file(held: Held, name: str) -> Served:
-    return _served(name, _checked(held.folder, name, held.digests[name]))
+    return packed_file(name, _checked(held.folder, name, held.digests[name]))
 
 
 def _checked(folder: Path, name: str, digest: str) -> bytes:

@@ -3,47 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from puhui.core.errors import SettingsError
-from puhui.core.settings import AuditRate, Promise, Tariff
+from puhui.core.log_lines import LogFormat, set_up_logging
+from puhui.core.settings import AuditRate, Privacy, Promise, Tariff
 from puhui.evolve.process import LearnerProcess, LearnerSettings
+from puhui.gateway.admin import key_routes
+from puhui.gateway.admission import MOST_AT_ONCE, Admission
+from puhui.gateway.allowance import Allowances
 from puhui.gateway.app import build_app
+from puhui.gateway.connections import KEEP_ALIVE_S, BoundedProtocol, BoundedServer, allow_many_files
 from puhui.gateway.device import device_routes
-from puhui.models.endpoint import Endpoint, open_reference
+from puhui.gateway.door import add_door, check_address
+from puhui.gateway.instruments import Instruments
+from puhui.gateway.key_ring import KeyRing
+from puhui.gateway.live_feed import LiveFeed
+from puhui.gateway.node_api import node_api_routes
+from puhui.gateway.traces import forget_routes
 from puhui.node.node import Node
 from puhui.node.roster import Roster
-from puhui.store.database import open_store
+from puhui.store.database import Store, open_store
+from puhui.store.key_table import KeyTable
 from puhui.trust.keys import load_or_create_key
+from puhui.upstreams.pool import Pool
+from puhui.upstreams.upstream_settings import UpstreamSettings
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `puhui serve` can be told. `folder` holds bundles and keys, `store` is a database URL."""
+    """Everything that `puhui serve` can be told. `folder` holds bundles and keys, `store` is a database URL.
 
-    upstream: str
+    The big models are `upstreams`; `upstream`, a reference, is a short way of saying one.
+    """
+
+    upstream: str = ""
+    upstreams: tuple[UpstreamSettings, ...] = ()
     store: str
     folder: Path
-    upstream_key: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     allow_open: bool = False
-    timeout_s: float = 120.0
+    keys_required: bool = False
+    allow_origins: tuple[str, ...] = ()
     durable: bool = False
     learn: bool = True
     logprobs: bool = True
     promise: Promise = Promise()
     tariff: Tariff = Tariff()
     audit_rate: AuditRate = AuditRate()
+    privacy: Privacy = Privacy()
     log_level: str = "INFO"
+    log_format: LogFormat = "text"
+    access_log: bool = True
+    otlp_endpoint: str | None = None
+    most_at_once: int = MOST_AT_ONCE
+
+    @property
+    def big_models(self) -> tuple[UpstreamSettings, ...]:
+        """The big models, however they were said."""
+        return (UpstreamSettings(ref=self.upstream), *self.upstreams) if self.upstream else self.upstreams
 
     @property
     def bundles(self) -> Path:
@@ -56,34 +82,67 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder / "keys" / "node.key"
 
 
-def node_app(settings: ServeSettings) -> Starlette:
-    """The node as an ASGI application. Opens the store at once, so that a bad one is an error here."""
-    endpoint = open_reference(settings.upstream, key=settings.upstream_key, timeout_s=settings.timeout_s)
+def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> Starlette:
+    """The node as an ASGI application. Opens the store at once, so that a bad one is an error here.
+
+    `more_routes` are pages that hold no data: they need no key.
+    """
+    pool = Pool(settings.big_models, tariff=settings.tariff)
     store = open_store(settings.store, durable=settings.durable)
+    table = KeyTable(store)
+    ring, allowances = KeyRing(table), Allowances(table)
+    check_address(settings.host, ring, required=settings.keys_required, allow_open=settings.allow_open)
     key = load_or_create_key(settings.key)
+    roster = Roster(store, {key.public}, delta=settings.promise.delta)
+    feed = LiveFeed(roster.name_of)
+    instruments = _instruments(settings, store, pool)
     node = Node(
         store,
-        endpoint,
-        Roster(store, {key.public}, delta=settings.promise.delta),
+        instruments.around_big(pool),
+        roster,
         tariff=settings.tariff,
         audit_rate=settings.audit_rate,
         logprobs=settings.logprobs,
+        privacy=settings.privacy,
+        observers=(allowances.observe, feed, *instruments.observers),
+        forward=pool.forward,
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         learner = LearnerProcess(_learner_settings(settings)) if settings.learn else contextlib.nullcontext()
         try:
-            async with node:
+            async with instruments.at_work(), node, ring:
                 with learner:
                     yield
         finally:
-            await endpoint.close()
+            await pool.close()
             store.close()
 
-    models = () if endpoint.model is None else (endpoint.model, "puhui")
-    routes = device_routes(store, node.roster)
-    return build_app(node, models=models, state=lambda: _state(node, endpoint), lifespan=lifespan, more_routes=routes)
+    own_api = node_api_routes(node, feed, models=pool.models, is_admin=ring.is_admin)
+    own = [*device_routes(store, roster), *key_routes(ring, allowances), *own_api, *instruments.routes(node)]
+    routes = [*own, *forget_routes(store), *more_routes]
+    app = build_app(
+        instruments.around_node(node),
+        models=pool.models,
+        state=lambda: _state(node, pool),
+        lifespan=lifespan,
+        more_routes=routes,
+        forward=node.forward,
+    )
+    add_door(
+        app,
+        ring,
+        allowances,
+        required=settings.keys_required,
+        open_to_all=settings.allow_open,
+        origins=settings.allow_origins,
+        open_paths={route.path for route in more_routes},
+    )
+    app.add_middleware(Admission, most_at_once=settings.most_at_once)
+    instruments.surround(app)
+    app.state.ending = feed.close
+    return app
 
 
 def run_app(app: Starlette, host: str, port: int) -> None:
@@ -94,6 +153,7 @@ def run_app(app: Starlette, host: str, port: int) -> None:
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port"
         ) from error
+    allow_many_files()
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -101,20 +161,26 @@ def run_app(app: Starlette, host: str, port: int) -> None:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        http=BoundedProtocol,
     )
     with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config).run(sockets=[listening])
 
 
-def serve(settings: ServeSettings) -> None:
-    """Runs a node until it is told to end."""
-    if not settings.allow_open and not _is_loopback(settings.host):
-        raise SettingsError(
-            f"--host {settings.host} can be reached from elsewhere and Puhui has no keys yet: anyone there could "
-            "spend your big model's money; serve on 127.0.0.1, or say --allow-open"
-        )
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(name)s %(message)s")
-    run_app(node_app(settings), settings.host, settings.port)
+class _Server(BoundedServer):
+    """Tells the application first that it is to end: streams that have no end of their own would hold it up."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state = getattr(self.config.app, "state", None)
+        getattr(state, "ending", lambda: None)()
+        await super().shutdown(sockets)
+
+
+def serve(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> None:
+    """Runs a node until it is told to end. `more_routes` are pages, as for `node_app`."""
+    set_up_logging(settings.log_format, settings.log_level)
+    run_app(node_app(settings, more_routes=more_routes), settings.host, settings.port)
 
 
 def _learner_settings(settings: ServeSettings) -> LearnerSettings:
@@ -126,13 +192,24 @@ def _learner_settings(settings: ServeSettings) -> LearnerSettings:
         settings.tariff,
         settings.audit_rate,
         settings.log_level,
+        settings.log_format,
     )
 
 
-def _state(node: Node, endpoint: Endpoint) -> dict[str, Any]:
-    """What GET /puhui/state shows: the experts in place and the evidence against them."""
+def _instruments(settings: ServeSettings, store: Store, pool: Pool) -> Instruments:
+    return Instruments(
+        store,
+        pool.state,
+        currency=settings.tariff.currency,
+        log_format=settings.log_format if settings.access_log else None,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+
+
+def _state(node: Node, pool: Pool) -> dict[str, Any]:
+    """What GET /puhui/state shows: the upstreams' health, the experts in place and the evidence against them."""
     return {
-        "upstream": endpoint.url,
+        "upstreams": pool.state(),
         "audits_due": node.audits_due,
         "experts": [
             {
@@ -148,14 +225,6 @@ def _state(node: Node, endpoint: Endpoint) -> dict[str, Any]:
             for expert in node.roster.experts
         ],
     }
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _family(host: str) -> socket.AddressFamily:

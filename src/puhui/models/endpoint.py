@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,67 +13,95 @@ import aiohttp
 import msgspec
 
 from puhui.core.answer import Answer, Step
-from puhui.core.errors import (
-    InvalidRequest,
-    SettingsError,
-    UpstreamError,
-    UpstreamGarbled,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
+from puhui.core.errors import SettingsError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
+from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts
 from puhui.models.wire import DONE, Completion, decode_completion, event_data, split_events, usage_of
 
-MOST_BYTES = 32 * 1024 * 1024
 TOP_LOGPROBS = 20
 READ_OUT_S = 0.05
 
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
-
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+
+# Headers of a reply that say something of the connection it came over, or of bytes that are unpacked by now.
+_REPLY_HEADERS_KEPT_BACK = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "date",
+        "keep-alive",
+        "server",
+        "set-cookie",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    }
+)
+
+
+class Forwarded(msgspec.Struct, kw_only=True):
+    """What came back for a request that was passed on as it is: `body` where it came whole, `pieces` where it streams.
+
+    `headers` are the upstream's (names in small letters) without those of the connection; `content-type` is its
+    own field. `by` names who answered.
+    """
+
+    status: int
+    by: str
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    pieces: AsyncIterator[bytes] | None = None
 
 
 class Endpoint:
     """An OpenAI-compatible endpoint. `url` is its base URL, such as http://127.0.0.1:8001/v1.
 
     `model` replaces the model that a request names; None lets the request's own pass. `key` is sent as the
-    bearer token; without one the caller's own goes on. `timeout_s` bounds connecting (at most 10 s of it) and
-    every wait for bytes.
+    bearer token; without one the caller's own goes on, unless `pass_key` is False. `timeouts` bound every wait; a
+    request that needs its answer sooner is given up sooner.
     """
 
-    def __init__(self, url: str, *, model: str | None = None, key: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        pass_key: bool = True,
+        timeouts: Timeouts = Timeouts(),
+    ) -> None:
         _check_url(url)
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise SettingsError("the upstream's key holds a line break or a character that no header can carry")
-        self.url = url.rstrip("/")
         self.model = model
-        self._key = key
+        self._link = Link(url, key=key, pass_key=pass_key, timeouts=timeouts)
         self._alternatives = True
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, timeout_s), sock_read=timeout_s)
-        self._client: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, model={self.model!r})"
 
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return self._link.url
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it has a key of its own, so that the caller's does not go on."""
+        return self._link.has_key
+
     async def close(self) -> None:
         """Closes its connections."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._client is None:  # made on first use: a session belongs to the event loop that it is made in
-            self._client = aiohttp.ClientSession(
-                timeout=self._timeout,
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
-                cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not for the next
-            )
-        return self._client
+        await self._link.close()
 
     async def __call__(self, request: Request) -> Answer:
-        """The big model's answer. Raises one of the `UpstreamError`s when there is none."""
+        """The big model's answer. Raises one of the `UpstreamError`s when there is none.
+
+        A streamed answer is returned when its first event is there, so that what fails before it is an error here.
+        """
         if request.stream:
             return await self._stream(request)
         wanted = request.alternatives and self._alternatives
@@ -87,17 +115,45 @@ class Endpoint:
         self._alternatives = False
         return answer
 
+    async def forward(self, path: str, request: Request) -> Forwarded:
+        """The reply to a POST of the request's body to `path` under the base URL (such as "/embeddings"), as it came.
+
+        Nothing but the model's name is changed. Raises one of the `UpstreamError`s for everything but a success.
+        """
+        content_type = next((value for name, value in request.headers if name == "content-type"), JSON)
+        content = self._body(request, alternatives=False) if JSON in content_type else request.body
+        response = await self._link.send(path, request, content, content_type)
+        given = response.headers.get("content-type", JSON)
+        reply = Forwarded(
+            status=response.status,
+            by=self._name(request),
+            content_type=given,
+            headers=tuple(
+                (name.lower(), value)
+                for name, value in response.headers.items()
+                if name.lower() not in _REPLY_HEADERS_KEPT_BACK
+            ),
+        )
+        if "text/event-stream" in given:
+            reply.pieces = await self._begun(self._link.read_pieces(response), time.perf_counter())
+        else:
+            reply.body = await self._link.read(response)
+        return reply
+
+    def _name(self, request: Request) -> str:
+        return f"big:{self.model or request.model}"
+
     async def _whole(self, request: Request, alternatives: bool) -> Answer:
         started = time.perf_counter()
-        response = await self._send(request, alternatives)
-        body = await self._read(response)
+        response = await self._link.send("/chat/completions", request, self._body(request, alternatives))
+        body = await self._link.read(response)
         completion = self._decode(body)
         if not completion.choices:
             raise UpstreamGarbled(f"{self.url} answered without any choice")
         if alternatives:
             body = _without_logprobs(body)
         choice = completion.choices[0]
-        name = f"big:{self.model or request.model}"
+        name = self._name(request)
         return Answer(
             by=name,
             text=choice.message.text,
@@ -105,20 +161,33 @@ class Endpoint:
             usage=usage_of(completion, time.perf_counter() - started),
             alternatives=_first_token(completion) if alternatives else (),
             body=body,
+            finish=choice.finish_reason or "stop",
         )
 
     async def _stream(self, request: Request) -> Answer:
         started = time.perf_counter()
-        response = await self._send(request, alternatives=False)
+        response = await self._link.send("/chat/completions", request, self._body(request, alternatives=False))
         if "text/event-stream" not in response.headers.get("content-type", ""):
             response.close()
             raise UpstreamGarbled(
                 f"{self.url} was asked to stream but sent {response.headers.get('content-type', 'no type')!r}"
             )
-        name = f"big:{self.model or request.model}"
+        name = self._name(request)
         answer = Answer(by=name, path=(Step(name, None, True),))
-        answer.pieces = self._events(response, answer, started)
+        answer.pieces = await self._begun(self._events(response, answer, started), started)
         return answer
+
+    async def _begun(self, pieces: AsyncIterator[bytes], started: float) -> AsyncIterator[bytes]:
+        """The same pieces, the first of which is there."""
+        left = self._link.timeouts.first_token_s - (time.perf_counter() - started)
+        try:
+            async with asyncio.timeout(left):
+                first = await anext(pieces)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{self.url} did not answer in time (no event of its stream came)") from error
+        except StopAsyncIteration as error:
+            raise UpstreamGarbled(f"{self.url} ended its stream before it began") from error
+        return _from(first, pieces)
 
     async def _events(self, response: aiohttp.ClientResponse, answer: Answer, started: float) -> AsyncIterator[bytes]:
         """Passes events on as they come; at the end `answer` knows its text and usage."""
@@ -141,54 +210,17 @@ class Endpoint:
                     for choice in chunk.choices:
                         plain = plain and choice.delta.plain and choice.index == 0
                         text.append(choice.delta.text or "")
-                        finished = finished or choice.finish_reason is not None
+                        if choice.finish_reason is not None:
+                            finished, answer.finish = True, choice.finish_reason
                     last = Completion([], usage=chunk.usage or last.usage, puhui=chunk.puhui or last.puhui)
                 yield event
-        except _FAILURES as error:
+        except FAILURES as error:
             raise UpstreamGarbled(f"{self.url} broke off its stream: {error or type(error).__name__}") from error
         except ValueError as error:
             raise UpstreamGarbled(f"{self.url} streamed rubbish: {error}") from error
         finally:
             response.close()  # a response read to its end has given its connection back already
         raise UpstreamGarbled(f"{self.url} ended its stream before the answer was whole")
-
-    async def _send(self, request: Request, alternatives: bool) -> aiohttp.ClientResponse:
-        """The response with its headers read, its body not; raises for everything but a success."""
-        headers = {"content-type": "application/json", "x-request-id": request.id}
-        authorization = f"Bearer {self._key}" if self._key else request.authorization
-        if authorization:
-            if not authorization.isascii():
-                raise InvalidRequest("the authorization header holds characters outside ASCII")
-            headers["authorization"] = authorization
-        content = self._body(request, alternatives)
-        try:
-            response = await self._session().post(
-                f"{self.url}/chat/completions", data=content, headers=headers, allow_redirects=False
-            )
-        except _FAILURES as error:
-            raise self._explain(error) from error
-        if response.status >= 300:
-            raise UpstreamRefused(
-                f"{self.url} answered with status {response.status}",
-                status=response.status,
-                body=await self._read(response),
-                retry_after=response.headers.get("retry-after"),
-            )
-        return response
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        pieces, size = [], 0
-        try:
-            async for piece in response.content.iter_any():
-                pieces.append(piece)
-                size += len(piece)
-                if size > MOST_BYTES:
-                    raise UpstreamGarbled(f"{self.url} answered with more than {MOST_BYTES} bytes")
-        except _FAILURES as error:
-            raise self._explain(error) from error
-        finally:
-            response.close()
-        return b"".join(pieces)
 
     def _body(self, request: Request, alternatives: bool) -> bytes:
         changes: dict[str, Any] = {}
@@ -204,18 +236,21 @@ class Endpoint:
         try:
             return decode_completion(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            shown = body[:80].decode(errors="replace")
+            # Not what it says: it may be the caller's own text, and errors are logged.
             raise UpstreamGarbled(
-                f"{self.url} sent something that is not a chat completion ({error}): {shown!r}"
+                f"{self.url} sent {len(body)} bytes that are not a chat completion ({error})"
             ) from error
 
-    def _explain(self, error: Exception) -> UpstreamError:
-        detail = str(error) or type(error).__name__
-        if isinstance(error, TimeoutError):
-            return UpstreamTimeout(f"{self.url} did not answer in time ({detail})")
-        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError):
-            return UpstreamGarbled(f"{self.url} sent half an answer: {detail}")
-        return UpstreamUnavailable(f"{self.url} cannot be reached: {detail}")
+
+async def _from(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`first` and then the rest, which is closed when this is."""
+    try:
+        yield first
+        async for piece in rest:
+            yield piece
+    finally:
+        if isinstance(rest, AsyncGenerator):
+            await rest.aclose()
 
 
 def _first_token(completion: Completion) -> tuple[tuple[str, float], ...]:
@@ -246,20 +281,22 @@ def _check_url(url: str) -> None:
 
 async def _read_out(events: AsyncIterator[bytes]) -> None:
     """Reads what comes after the last event, if it comes at once: the connection can then be used again."""
-    with contextlib.suppress(*_FAILURES, ValueError):
+    with contextlib.suppress(*FAILURES, ValueError):
         async with asyncio.timeout(READ_OUT_S):
             async for _ in events:
                 pass
 
 
-def open_reference(reference: str, *, key: str | None = None, timeout_s: float = 120.0) -> Endpoint:
+def open_reference(
+    reference: str, *, key: str | None = None, pass_key: bool = True, timeouts: Timeouts = Timeouts()
+) -> Endpoint:
     """The big model that `reference` names: `openai:MODEL@URL`, or a URL alone to let any model pass."""
     if reference.startswith("openai:"):
         model, at, url = reference.removeprefix("openai:").partition("@")
         if model and at and url:
-            return Endpoint(url, model=model, key=key, timeout_s=timeout_s)
+            return Endpoint(url, model=model, key=key, pass_key=pass_key, timeouts=timeouts)
     elif reference.startswith(("http://", "https://")):
-        return Endpoint(reference, key=key, timeout_s=timeout_s)
+        return Endpoint(reference, key=key, pass_key=pass_key, timeouts=timeouts)
     raise SettingsError(
         f"{reference!r} names no big model; write openai:MODEL@URL (such as openai:gpt-4o@https://api.openai.com/v1) "
         "or the endpoint's base URL alone"

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, exists, select, update
 
-from puhui.cascade.agreement import NOT_TEXT
 from puhui.core.answer import Answer, Answerer
-from puhui.core.errors import PuhuiError, StoreError, UpstreamRefused
-from puhui.core.request import Message, Request
-from puhui.core.settings import Tariff
+from puhui.core.errors import NeedsUnmet, PuhuiError, StoreError, UnknownModel, UpstreamRefused
+from puhui.core.request import Keep, Message, Request
+from puhui.core.settings import Privacy, Tariff
 from puhui.node.expert import Case
+from puhui.node.fitting import said
 from puhui.node.meter import meter
+from puhui.node.observer import NOBODY, Audited, Observers
+from puhui.node.privacy import IN_MEMORY, LEAST_FIRST, learned_alternatives, learned_text
 from puhui.store.database import Store
+from puhui.store.forgetting import FORGOTTEN
+from puhui.store.journal import Entry
 from puhui.store.records import failure_row, request_row
 from puhui.store.tables import experience, ledger
 
@@ -32,15 +36,36 @@ so there is one more at a time for each eight that wait."""
 LET_THE_REPLY_LEAVE_S = 0.002
 LATER = (401, 403, 408, 429)  # a key that is missing for now, or too many questions: no verdict on the request
 
+_ANSWERED = (
+    update(experience)
+    .where(experience.c.id == bindparam("which"), experience.c.answer.is_(None), experience.c.body.is_not(None))
+    .values(answer=bindparam("told"), alternatives=bindparam("likely"), loss=bindparam("of"), body=None)
+)
+_JUDGED = (  # its text went while the big model was asked
+    update(experience)
+    .where(experience.c.id == bindparam("which"), experience.c.loss.is_(None), experience.c.body.is_(None))
+    .values(loss=bindparam("of"))
+)
+_FORGOTTEN = (  # so was whose request it was
+    update(ledger)
+    .where(ledger.c.id == bindparam("which"))
+    .where(exists().where(experience.c.id == ledger.c.id, experience.c.key == FORGOTTEN))
+    .values(id=FORGOTTEN, key=FORGOTTEN, note=None),
+    update(experience).where(experience.c.id == bindparam("which"), experience.c.key == FORGOTTEN).values(id=FORGOTTEN),
+)
+_DROPPED = update(experience).where(experience.c.id == bindparam("which")).values(body=None)
+
 
 class Audit(msgspec.Struct, frozen=True):
-    """One audit that is due: the request, what the expert answered to it, and its case before the watch."""
+    """One audit that is due: the request, what the expert answered to it, its case before the watch, and what may
+    be kept of the answer."""
 
     request: Request
     task: str
     expert: str
     given: str
     case: Case
+    keep: Keep = "whole"
 
 
 class Auditor:
@@ -57,14 +82,20 @@ class Auditor:
         big: Answerer,
         tariff: Tariff,
         *,
+        write: Callable[[Sequence[Entry]], Awaitable[None]],
         open_case: Callable[[str, str], Case],
         judge: Callable[[Audit], Awaitable[None]],
+        privacy: Privacy = Privacy(),
+        observers: Observers = NOBODY,
     ) -> None:
         self._store = store
         self._big = big
         self._tariff = tariff
+        self._write = write
         self._case = open_case
         self._judge = judge
+        self._privacy = privacy
+        self._observers = observers
         self._due: deque[Audit] = deque()
         self._asking = 0
         self._wake = asyncio.Event()
@@ -80,9 +111,14 @@ class Auditor:
         self._wake.set()
 
     def read_due(self) -> list[Audit]:
-        """The audits that an earlier run left (blocking)."""
+        """The audits that an earlier run left (blocking). Those that lay in its memory are given up."""
         rows = select(experience).where(experience.c.answer.is_(None), experience.c.body.is_not(None))
+        of_memory = update(experience).where(experience.c.body == IN_MEMORY)
+        nobodys = update(experience).where(experience.c.key == FORGOTTEN, experience.c.id != FORGOTTEN)
+        keep = min(self._privacy.keep, "redacted", key=LEAST_FIRST.index)  # its key may not have allowed more
         with self._store.begin() as connection:
+            connection.execute(of_memory.values(body=None))
+            connection.execute(nobodys.values(id=FORGOTTEN))
             return [
                 Audit(
                     _request(row.id, row.body),
@@ -90,6 +126,7 @@ class Auditor:
                     row.expert,
                     row.expert_answer,
                     self._case(row.expert, row.id),
+                    keep,
                 )
                 for row in connection.execute(rows.order_by(experience.c.number))
             ]
@@ -120,6 +157,8 @@ class Auditor:
                     await self._give_up(audit, error)
                 else:
                     await self._later(audit, error)
+            except (NeedsUnmet, UnknownModel) as error:  # nobody here may be asked, now or later
+                await self._give_up(audit, error)
             except PuhuiError as error:
                 await self._later(audit, error)
             finally:
@@ -130,41 +169,50 @@ class Auditor:
         await self._wake.wait()
 
     async def _later(self, audit: Audit, error: PuhuiError) -> None:
-        """Puts an audit back in front, and waits: what failed it will fail the next."""
+        """Waits, for what failed it will fail the next, and puts an audit back in front."""
         log.warning("an audit waits: %s", error)
+        await asyncio.sleep(RETRY_AFTER_S)  # it counts as being asked meanwhile, and not twice
         self._due.appendleft(audit)
-        await asyncio.sleep(RETRY_AFTER_S)
 
     async def _ask(self, audit: Audit) -> None:
         answer = await self._big(audit.request)
         answer.usage = meter(audit.request, answer, self._tariff)
         # An answer that is not text (a tool call, say) is a disagreement like any other.
-        said = answer.text if answer.text is not None else NOT_TEXT
-        await asyncio.to_thread(self._write, audit, answer, said)
-        audit.case.decide(audit.given, said)
+        told = said(audit.request, answer)
+        loss = audit.case.of(audit.given, told)
+        which = {"which": audit.request.id}
+        kept = learned_text(audit.request, answer, audit.keep)
+        done = which | {"told": kept, "likely": learned_alternatives(answer, kept), "of": loss}
+        row = request_row(audit.request, answer, audit.task, kind="audit")
+        judged = (_JUDGED, which | {"of": loss})
+        await self._write([(_ANSWERED, done), judged, (ledger, row), *((change, which) for change in _FORGOTTEN)])
+        audit.case.loss = loss
+        self._tell(audit, answer)
         await self._judge(audit)
 
-    def _write(self, audit: Audit, answer: Answer, said: str) -> None:
-        with self._store.begin() as connection:
-            connection.execute(
-                update(experience)
-                .where(experience.c.id == audit.request.id, experience.c.answer.is_(None))
-                .values(answer=said, alternatives=answer.alternatives or None, body=None)
-            )
-            connection.execute(insert(ledger), request_row(audit.request, answer, audit.task, kind="audit"))
-
-    async def _give_up(self, audit: Audit, error: UpstreamRefused) -> None:
+    async def _give_up(self, audit: Audit, error: PuhuiError) -> None:
         log.warning("an audit is given up: %s", error)
-        row = failure_row(audit.request, audit.task, error.status, f"audit refused: {error}", kind="audit")
+        status = error.status if isinstance(error, UpstreamRefused) else 422
+        row = failure_row(audit.request, audit.task, status, f"audit refused: {error}", kind="audit")
         with contextlib.suppress(StoreError):
-            await asyncio.to_thread(self._drop, audit, row)
+            which = {"which": audit.request.id}
+            await self._write([(_DROPPED, which), (ledger, row), *((change, which) for change in _FORGOTTEN)])
         audit.case.dropped = True
+        self._tell(audit, None, status)
         await self._judge(audit)
 
-    def _drop(self, audit: Audit, row: dict[str, object]) -> None:
-        with self._store.begin() as connection:
-            connection.execute(update(experience).where(experience.c.id == audit.request.id).values(body=None))
-            connection.execute(insert(ledger), row)
+    def _tell(self, audit: Audit, answer: Answer | None, status: int = 200) -> None:
+        if self._observers:
+            self._observers.tell(
+                Audited(
+                    request=audit.request,
+                    answer=answer,
+                    task=audit.task,
+                    expert=audit.expert,
+                    loss=audit.case.loss,
+                    status=status,
+                )
+            )
 
 
 def _request(id: str, body: str) -> Request:

@@ -14,11 +14,12 @@ from puhui.energy.tariff import JOULES_PER_KWH
 from puhui.store.database import Store
 from puhui.store.tables import experts, ledger, tasks
 
-By = Literal["day", "task", "model", "total"]
+By = Literal["day", "slot", "task", "model", "total"]
+DAY_S = 86_400
 
 
 class Line(msgspec.Struct, kw_only=True):
-    """One line of a bill: a day, a task, a model, or all together.
+    """One line of a bill: a day (or another slot of time), a task, a model, or all together.
 
     `energy`, `co2_g` and `cost` count everything that was used: answers, audits, learning and the node's own
     work. `big_energy`, `big_co2_g`, `big_cost` are estimates of the same requests all answered by the big
@@ -77,11 +78,16 @@ class Bill(msgspec.Struct, kw_only=True):
 
 def draw_up(store: Store, by: By, *, currency: str, since: float | None = None, now: float) -> Bill:
     """The bill over the ledger's rows at or after `since` (seconds since 1970; None: all)."""
-    rows = _sums(store, since)
+    return bill_of(read_sums(store, since), store, by, currency=currency, since=since, now=now)
+
+
+def bill_of(rows: list[Sum], store: Store, by: By, *, currency: str, since: float | None = None, now: float) -> Bill:
+    """The bill over sums that were read already (`read_sums`); by "slot", the lines are their slots."""
     typical = _typical_big(rows)
     names, proven = _tasks(store)
     key: dict[By, Callable[[Any], str]] = {
-        "day": lambda row: row.day,
+        "day": lambda row: row.slot,
+        "slot": lambda row: row.slot,
         "task": lambda row: names.get(row.task, "(no task)") if row.task else "(no task)",
         "model": lambda row: row.model or "(none)",
         "total": lambda row: "total",
@@ -99,12 +105,16 @@ def draw_up(store: Store, by: By, *, currency: str, since: float | None = None, 
     return Bill(by=by, currency=currency, lines=ordered, total=total, since=since, drawn_up=now)
 
 
-def _sums(store: Store, since: float | None) -> list[Any]:
-    """The ledger summed by day, task, model, kind, status and whether an expert answered."""
-    day_number = func.floor(ledger.c.at / 86400.0)
+def read_sums(store: Store, since: float | None, step_s: int = DAY_S, *, after: int = 0) -> list[Sum]:
+    """The ledger summed by slot, task, model, kind, status and whether an expert answered.
+
+    A slot is `step_s` seconds long and begins at a multiple of that. Rows count that are at or after `since` and have
+    a number above `after`.
+    """
+    slot_number = func.floor(ledger.c.at / float(step_s))
     answered_by_expert = case((ledger.c.expert.is_not(None), 1), else_=0)
     good = case((ledger.c.status == 200, 1), else_=0)
-    keys = (day_number, ledger.c.task, ledger.c.model, ledger.c.kind, answered_by_expert, good)
+    keys = (slot_number, ledger.c.task, ledger.c.model, ledger.c.kind, answered_by_expert, good)
     sums = (
         func.count().label("rows"),
         *(
@@ -119,6 +129,7 @@ def _sums(store: Store, since: float | None) -> list[Any]:
             )
         ),
         func.min(case((ledger.c.measured, 1), else_=0)).label("measured"),
+        func.max(ledger.c.number).label("last"),
     )
     labelled = [
         key.label(name) for key, name in zip(keys, ("d", "task", "model", "kind", "expert", "good"), strict=True)
@@ -126,15 +137,19 @@ def _sums(store: Store, since: float | None) -> list[Any]:
     query = select(*labelled, *sums).group_by(*keys)
     if since is not None:
         query = query.where(ledger.c.at >= since)
+    if after:
+        query = query.where(ledger.c.number > after)
     with store.begin() as connection:
-        return [_Sum(row) for row in connection.execute(query)]
+        return [Sum(row, step_s) for row in connection.execute(query)]
 
 
-class _Sum:
-    """One group of ledger rows, with its day spelled out."""
+class Sum:
+    """One group of ledger rows. `slot` is when it was, in UTC (`slot_name`), `last` the greatest number in it."""
 
-    def __init__(self, row: Any) -> None:
-        self.day = datetime.datetime.fromtimestamp(int(row.d) * 86400, datetime.UTC).date().isoformat()
+    def __init__(self, row: Any, step_s: int) -> None:
+        self.start_s = int(row.d) * step_s
+        self.slot = slot_name(self.start_s, step_s)
+        self.last: int = row.last
         self.task: str | None = row.task
         self.model: str = row.model
         self.kind: str = row.kind
@@ -148,7 +163,14 @@ class _Sum:
 
     @property
     def by_big(self) -> bool:
+        """Whether these are answers of the big model's."""
         return self.kind in ("request", "audit") and self.good and not self.expert
+
+
+def slot_name(start_s: int, step_s: int) -> str:
+    """The day that begins at `start_s` (seconds since 1970), or the second where a slot is less than a day, in UTC."""
+    began = datetime.datetime.fromtimestamp(start_s, datetime.UTC)
+    return began.date().isoformat() if step_s == DAY_S else began.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _typical_big(rows: list[Any]) -> Callable[[Any], tuple[Energy, float, float]]:
@@ -190,7 +212,7 @@ def _tasks(store: Store) -> tuple[dict[str, str], dict[str, tuple[float, float]]
         return names, {task: (risk, epsilon) for task, risk, epsilon in bounds}
 
 
-def _add(line: Line, row: _Sum, typical: Callable[[Any], tuple[Energy, float, float]]) -> None:
+def _add(line: Line, row: Sum, typical: Callable[[Any], tuple[Energy, float, float]]) -> None:
     line.energy += row.energy
     line.co2_g += row.co2_g
     line.cost += row.cost

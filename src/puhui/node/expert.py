@@ -12,20 +12,25 @@ from puhui.core.request import Request
 from puhui.energy.power import estimate_joules
 from puhui.evolve.traffic import Task
 from puhui.models.family import ExpertModel
+from puhui.node.fitting import finish_of, fits
 
 
 class Case:
     """The loss of one sampled request, once it is known. `dropped`: it never will be."""
 
-    def __init__(self, rule: Rule = EXACT) -> None:
-        """`rule` says how the expert's answers are compared with the big model's."""
+    def __init__(self, rule: Rule | None = EXACT) -> None:
+        """`rule` says how the expert's answers are compared with the big model's (None: that is not known here)."""
         self.loss: float | None = None
         self.dropped = False
         self._rule = rule
 
     def decide(self, given: str | None, big: str) -> None:
         """The user was given an expert's answer (None: the big model's own), and the big model says `big`."""
-        self.loss = loss_of(given, big, self._rule)
+        self.loss = self.of(given, big)
+
+    def of(self, given: str | None, big: str) -> float | None:
+        """What the loss would be; nothing is decided by it yet."""
+        return None if self._rule is None else loss_of(given, big, self._rule)
 
 
 class Docket:
@@ -60,7 +65,7 @@ class Expert:
     """Answers the requests of one task.
 
     `served` counts the requests it has seen, sure or not; `left_over` are the open cases of an earlier run, by
-    request.
+    request; `stale`: another is to be learned in its place, for which a sample is needed soon.
     """
 
     def __init__(
@@ -83,12 +88,16 @@ class Expert:
         self.docket = Docket(watch, rule)
         self.served = served
         self.left_over: dict[str, Case] = {}
+        self.stale = False
+        self._known = frozenset(model.labels)
 
     async def __call__(self, request: Request) -> Answer:
         """Its label for the request's question, with its confidence; never waits for anything."""
         started, cpu = time.perf_counter(), time.thread_time()
         text = self.task.input_of(request.messages[-1].text or "")
         label, confidence = self.model.predict_one(text or "")
+        if not fits(label, request.settings, self._known):
+            confidence = 0.0  # an answer in a form that was not asked for is none
         cpu = time.thread_time() - cpu
         return Answer(
             by=self.name,
@@ -97,4 +106,5 @@ class Expert:
             path=(Step(self.name, confidence, True),),
             usage=Usage(seconds=time.perf_counter() - started, cpu_seconds=cpu, energy=estimate_joules(cpu)),
             expert=self.id,
+            finish=finish_of(request.settings),
         )

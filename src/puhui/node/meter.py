@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from puhui.core.answer import Answer, Usage
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
@@ -11,9 +13,19 @@ from puhui.energy.tariff import price_usage
 CHARACTERS_PER_TOKEN = 4  # a usual rule of thumb, for endpoints that report no token counts
 
 
+def meter_broken_off(request: Request, answer: Answer | None, events: int, tariff: Tariff) -> Usage:
+    """What a stream has used whose client went away after `events`: about a token each, and the whole prompt."""
+    if not events or (answer is not None and answer.expert is not None):
+        return Usage()
+    prices = answer.prices if answer is not None else None
+    return meter(request, Answer(by="", usage=Usage(completion_tokens=events), prices=prices), tariff)
+
+
 def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
     """The answer's usage with what its answerer could not know: remote energy, grams and money."""
     usage = answer.usage
+    if answer.prices is not None and answer.prices != (tariff.price_in, tariff.price_out):
+        tariff = msgspec.structs.replace(tariff, price_in=answer.prices[0], price_out=answer.prices[1])
     if usage.energy.high or answer.expert:
         return price_usage(usage, tariff)
     read = usage.prompt_tokens or len(request.body) // CHARACTERS_PER_TOKEN

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from puhui.bundles.bundle import open_bundle
 from puhui.cascade.agreement import Rule
@@ -24,6 +24,8 @@ from puhui.store.tables import experience, experts, ledger, tasks
 
 log = logging.getLogger("puhui.node")
 
+_WITH_LOSS = update(experience).where(experience.c.number == bindparam("which")).values(loss=bindparam("of"))
+
 ACTIVE, RETIRED, DEMOTED, REFUSED = "active", "retired", "demoted", "refused"
 
 
@@ -36,8 +38,19 @@ class Roster:
         self._delta = delta
         self._trusted = trusted
         self._index = TaskIndex()
+        self._names: dict[str, str] = {}
         self._by_task: dict[str, Expert] = {}
         self._taken: set[str] = set()
+
+    @property
+    def delta(self) -> float:
+        """The level δ of each expert's watch."""
+        return self._delta
+
+    @property
+    def trusted(self) -> Collection[str]:
+        """The public keys whose experts are loaded."""
+        return self._trusted
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -56,6 +69,14 @@ class Roster:
             if held.id == expert:
                 return self._by_task.pop(task)
         return None
+
+    def name_of(self, task: str) -> str:
+        """The name of a task by its id; "" for one that is not known (yet)."""
+        return self._names.get(task, "")
+
+    def let_back(self, expert: str) -> None:
+        """An expert that was taken out may come in again, once the store says so."""
+        self._taken.discard(expert)
 
     def get(self, expert: str) -> Expert | None:
         """The expert of that id, if it is in place."""
@@ -76,10 +97,12 @@ class Roster:
             if row.task in by_id:
                 expert = held.get(row.id) or self._load(row, by_id[row.task])
                 if expert is not None:
+                    expert.stale = row.stale is not None
                     fresh[row.task] = expert
 
         def put_in_place() -> None:
             self._index = TaskIndex(known)
+            self._names = {task.id: task.name for task in known}
             # What was taken out while the store was being read stays out.
             self._by_task = {task: expert for task, expert in fresh.items() if expert.id not in self._taken}
 
@@ -113,14 +136,21 @@ class Roster:
                 .where(experience.c.expert == expert.id, experience.c.coin)
                 .order_by(experience.c.number)
             ).all()
+        written_later: list[dict[str, Any]] = []
         for row in sampled:
             case = expert.docket.open()
-            if row.answer is not None:
+            if row.loss is not None:
+                case.loss = row.loss
+            elif row.answer is not None:  # of a store from before losses were written down
                 case.decide(row.expert_answer, row.answer)
-            elif row.body is not None:
+                written_later.append({"which": row.number, "of": case.loss})
+            elif row.body:
                 expert.left_over[row.id] = case
-            else:
+            else:  # given up, or known to the memory of a node that has ended
                 case.dropped = True
+        if written_later:
+            with self._store.begin() as connection:
+                connection.execute(_WITH_LOSS, written_later)
         return expert.docket.settle()
 
     def end(self, expert: str, status: str, kind: str, reason: str, task: str) -> None:

@@ -7,7 +7,8 @@ Forms, of the matrices that read one tensor x [.., K] (such as query, key and va
   any batch (LLM.int8()'s vector-wise scheme, Dettmers et al. 2022; plain dynamic quantisation has one scale for the
   whole batch). Finer, by what else is done to x: `smoothing` moves range from x to the weights (SmoothQuant, Xiao et
   al. 2022); `outliers` are channels of x that stay float32 in a product of their own (LLM.int8()); `floor` uses all
-  256 steps where x is hardly below zero.
+  256 steps where x is hardly below zero. Coarser and quicker: `whole`, one scale for all of x, where texts are run
+  one by one and it does no harm.
 * `weights`: int8 weights made float32 as the file is loaded. As small as int8, as slow as float32.
 * `float16`: stored in 16 bits, computed in float32.
 
@@ -53,9 +54,11 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, eq=False):
-    """How a group is stored and computed; the module's docstring explains. `smoothing` [K] divides x."""
+    """How a group is stored and computed; the module's docstring explains. `smoothing` [K] divides x; `whole` goes
+    with nothing else."""
 
     form: Form = "int8"
+    whole: bool = False
     outliers: tuple[int, ...] = ()
     smoothing: FloatArray | None = None
     floor: float = 0.0
@@ -100,6 +103,15 @@ def rounded_rows(x: FloatArray, floor: float = 0.0) -> FloatArray:
         return (raised - floor).astype(np.float32)
     top = np.maximum(np.abs(x).max(axis=1, keepdims=True), _TINY)
     rounded: FloatArray = np.rint(x / top * 127) / 127 * top
+    return rounded.astype(np.float32)
+
+
+def rounded_whole(x: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """What x [n, K] is after it was uint8 with one scale; row i is of a tensor from `low[i]` to `high[i]`."""
+    least, most = np.minimum(low, 0)[:, None], np.maximum(high, 0)[:, None]
+    step = np.maximum(most - least, _TINY) / 255
+    zero = np.rint(-least / step)
+    rounded: FloatArray = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
     return rounded.astype(np.float32)
 
 
@@ -232,8 +244,12 @@ class _Rewriter:
         self._add("MatMul", [group.input, whole], name)
 
     def _rounded_input(self, group: Group, recipe: Recipe) -> None:
-        """x to uint8 `x/uint8` with the row's scale `x/top` [.., 1]; outliers to `x/outliers`."""
+        """x to uint8 `x/uint8` with the row's scale `x/top` [.., 1], or the whole's; outliers to `x/outliers`."""
         x = group.input
+        if recipe.whole:
+            outputs = [f"{x}/uint8", f"{x}/step", f"{x}/middle"]
+            self._nodes.append(self._helper.make_node("DynamicQuantizeLinear", [x], outputs, name=f"{x}/uint8/node"))
+            return
         if recipe.outliers:
             index = self._constant(f"{x}/index", np.array(recipe.outliers, np.int64))
             self._add("Gather", [x, index], f"{x}/outliers", axis=-1)
@@ -261,9 +277,12 @@ class _Rewriter:
     def _int8(self, group: Group, matrix: Matrix, recipe: Recipe, weight: FloatArray) -> None:
         x, name = group.input, matrix.output
         small, scale = rounded_columns(recipe.weight(weight), paired=True)
-        x_scale, zero = self._grid(recipe)
+        x_scale, zero = (f"{x}/step", f"{x}/middle") if recipe.whole else self._grid(recipe)
         inputs = [f"{x}/uint8", self._constant(f"{name}/int8", small), x_scale]
         inputs += [self._constant(f"{name}/scale", scale), zero]
+        if recipe.whole:
+            self._add("MatMulIntegerToFloat", inputs, name, domain="com.microsoft")
+            return
         product = self._add("MatMulIntegerToFloat", inputs, f"{name}/product", domain="com.microsoft")
         beside: list[str] = []
         if recipe.floor:

@@ -4,10 +4,11 @@
     sentence_embedding          float32 [n, d]
     logits                      float32 [n, k], if there is a head
 
-Method: `torch.onnx.export`'s own exporter (no optimum, which holds transformers back), with pooling, unit length
-and the head inside the file, so that whoever runs it needs a tokenizer and ONNX Runtime and nothing of ours. A
-file is worth nothing until it was run: each export is run in ONNX Runtime and compared before it appears.
-Outputs are never named `embedding`: the exporter then writes a file that no runtime opens.
+Method: BERT's graph is written directly (`bert_graph`), which is faster to run; any other's by `torch.onnx.export`'s
+own exporter (no optimum, which holds transformers back). Pooling, unit length and the head are inside the file, so
+that whoever runs it needs a tokenizer and ONNX Runtime and nothing of ours. A file is worth nothing until it was run:
+each export is run in ONNX Runtime and compared before it appears. Outputs are never named `embedding`: the exporter
+then writes a file that no runtime opens.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from puhui.core.errors import BundleError, LearningError, MissingExtra
+from puhui.quantisation.bert_graph import Linear, bert_graph, is_bert
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,42 +52,39 @@ def export_encoder(
     *,
     pooling: Pooling = "mean",
     normalise: bool = True,
-    head: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+    projection: Linear | None = None,
+    head: Linear | None = None,
     tolerance: float = TOLERANCE,
 ) -> Reference:
     """Writes the encoder to `path` and returns the PyTorch original as a reference for `check_export`.
 
     `model` is a Hugging Face folder, or a module that is called with `input_ids` and `attention_mask` and returns
-    its states [n, t, d], alone or as `last_hidden_state`. It stays as it is. `head` is a weight [d, k] and a bias
-    [k]; its logits are of the pooled vector, after `normalise`. Weights lie within the file up to 2 GB, beside it
+    its states [n, t, d], alone or as `last_hidden_state`. It stays as it is. `projection` is a weight [d, e] and a
+    bias [e]: a linear map of the pooled vector, before `normalise`. `head` is a weight [d or e, k] and a bias [k]; its
+    logits are of the vector after all of that. Weights lie within the file up to 2 GB, beside it
     above. Raises BundleError for a folder without an encoder, LearningError where the file differs from the
     model by more than `tolerance`, MissingExtra without the packages.
     """
     try:
         import onnxscript  # noqa: F401  # the exporter needs it and would say so less kindly
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtra("Exporting an encoder to ONNX", "workshop") from error
     body = _opened(model) if isinstance(model, str | os.PathLike) else model
     trained = body.training
-    graph = _graph(body, pooling, normalise, head).eval()
-    names = [VECTOR] if head is None else [VECTOR, LOGITS]
+    graph = _graph(body, pooling, normalise, head, projection).eval()
     vocabulary = _vocabulary(body)
     target = Path(path)
     draft = target.with_name(f".draft-{os.getpid()}-{target.name}")
     try:
-        with _quietly():
-            program = torch.onnx.export(
-                graph,
-                tuple(torch.from_numpy(array) for array in random_batch(vocabulary, 2, 8, seed=0)),
-                dynamo=True,
-                input_names=list(INPUTS),
-                output_names=names,
-                dynamic_shapes={name: {0: "batch", 1: "tokens"} for name in INPUTS},
-                verbose=False,
-            )
-            assert program is not None  # None comes of the old exporter only
-            program.save(str(draft))
+        if is_bert(body) and pooling != "max":
+            import onnx
+
+            names = (*INPUTS, VECTOR, LOGITS)
+            made = bert_graph(body, names=names, pooling=pooling, normalise=normalise, projection=projection, head=head)
+            onnx.save(made, draft)
+        else:
+            _traced(graph, draft, vocabulary, [VECTOR] if head is None else [VECTOR, LOGITS])
         reference = _reference(graph, body)
         trials = [random_batch(vocabulary, n, t, seed=t) for n, t in _SHAPES]
         check_export(draft, reference, trials, tolerance=tolerance)
@@ -94,6 +93,24 @@ def export_encoder(
         draft.unlink(missing_ok=True)
         body.train(trained)
     return reference
+
+
+def _traced(graph: nn.Module, draft: Path, vocabulary: int, names: Sequence[str]) -> None:
+    """Writes what PyTorch's exporter sees of the graph."""
+    import torch
+
+    with _quietly():
+        program = torch.onnx.export(
+            graph,
+            tuple(torch.from_numpy(array) for array in random_batch(vocabulary, 2, 8, seed=0)),
+            dynamo=True,
+            input_names=list(INPUTS),
+            output_names=list(names),
+            dynamic_shapes={name: {0: "batch", 1: "tokens"} for name in INPUTS},
+            verbose=False,
+        )
+        assert program is not None  # None comes of the old exporter only
+        program.save(str(draft))
 
 
 def check_export(
@@ -167,9 +184,10 @@ def _graph(
     body: nn.Module,
     pooling: Pooling,
     normalise: bool,
-    head: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None,
+    head: Linear | None,
+    projection: Linear | None = None,
 ) -> nn.Module:
-    """The module that is exported: body, pooling, unit length, head."""
+    """The module that is exported: body, pooling, projection, unit length, head."""
     import torch
     from torch import Tensor, nn
 
@@ -177,17 +195,19 @@ def _graph(
         def __init__(self) -> None:
             super().__init__()
             self.body = body
-            if head is not None:
-                self.register_buffer("weight", torch.from_numpy(np.array(head[0], np.float32)))
-                self.register_buffer("bias", torch.from_numpy(np.array(head[1], np.float32)))
+            for name, linear in (("projection", projection), ("head", head)):
+                for part, array in zip(("weight", "bias"), linear or (), strict=False):
+                    self.register_buffer(f"{name}_{part}", torch.from_numpy(np.array(array, np.float32)))
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
             given = self.body(input_ids=input_ids, attention_mask=attention_mask)
             states = getattr(given, "last_hidden_state", given)
             vector = _pooled(states, attention_mask, pooling)
+            if projection is not None:
+                vector = vector @ self.projection_weight + self.projection_bias
             if normalise:
                 vector = nn.functional.normalize(vector, dim=1)
-            return (vector,) if head is None else (vector, vector @ self.weight + self.bias)
+            return (vector,) if head is None else (vector, vector @ self.head_weight + self.head_bias)
 
     return Graph()
 

@@ -16,12 +16,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What a quantised file must reach on texts on which nothing was chosen.
 
     `cosine`: least mean cosine to the original's vectors. `agreement`: least share of texts with the same likeliest
-    label; None: not asked, or no head. `max_bytes` of the file; None: as it comes.
+    label; None: not asked, or no head. `max_bytes` of the file; None: as it comes. `alone`: texts are run one by one,
+    so that inputs may have one scale for a whole text, which is quicker, where it does no harm; else a text's vector
+    is the same in any batch.
     """
 
     cosine: float = TARGET_COSINE
     agreement: float | None = None
     max_bytes: int | None = None
+    alone: bool = False
 
     def met(self, found: Fidelity) -> bool:
         """Whether the file is near enough; its size is not looked at."""
@@ -35,7 +38,7 @@ class MatrixPrecision(msgspec.Struct, frozen=True, kw_only=True):
     `harm` is the mean of 1 - cosine of the vectors when what the matrix reads is int8 and all else is float32, as
     measured: of the matrices that read the same tensor together, and of all tables together. `harm_left` is what is
     foreseen of it in the form chosen. `outliers` is the number of input channels that stay float32, `bytes` what the
-    numbers and their scales take on disk.
+    numbers and their scales take on disk. `whole`: one scale for all that the matrix reads, not one for each token.
     """
 
     name: str
@@ -45,6 +48,7 @@ class MatrixPrecision(msgspec.Struct, frozen=True, kw_only=True):
     harm_left: float
     bytes: int
     outliers: int = 0
+    whole: bool = False
     smoothed: bool = False
     floor: bool = False
 
@@ -54,7 +58,8 @@ class MatrixPrecision(msgspec.Struct, frozen=True, kw_only=True):
         return self.form != "int8" or self.outliers > 0 or self.smoothed
 
     def __str__(self) -> str:
-        ways = [f"{self.outliers} channels in float32"] * (self.outliers > 0) + ["smoothed"] * self.smoothed
+        ways = ["one scale for a text"] * self.whole + ["smoothed"] * self.smoothed
+        ways += [f"{self.outliers} channels in float32"] * (self.outliers > 0)
         how = ", ".join(["int8", *ways]) if self.form == "int8" else f"stored as {_STORED[self.form]}"
         return (
             f"{self.name}: {how}; in plain int8 it would move the vectors by {self.harm:.1g}, so {self.harm_left:.1g}"

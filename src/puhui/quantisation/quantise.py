@@ -58,7 +58,7 @@ def quantise(
     if len(batches) < FEWEST_BATCHES:
         raise LearningError(f"{len(batches)} batches of text; allowed are {FEWEST_BATCHES} and more, with 100 texts")
     held, measured = batches[::3], [batch for i, batch in enumerate(batches) if i % 3]
-    search = Search(source, measured, half=wish.max_bytes is None, work=work, watch=watch)
+    search = Search(source, measured, half=wish.max_bytes is None, alone=wish.alone, work=work, watch=watch)
     draft = place.with_name(f".draft-{os.getpid()}-{place.name}")
     try:
         rounds, verified = _searched(search, draft, held, wish)
@@ -112,10 +112,12 @@ class Search:
         batches: Sequence[Batch],
         *,
         half: bool = True,
+        alone: bool = False,
         work: Path | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """Measures on the batches. `half`: recipes of twice the bytes are allowed. Raises as `quantise` does."""
+        """Measures on the batches. `half`: recipes of twice the bytes are allowed. `alone`: as of `Target`. Raises as
+        `quantise` does."""
         say = watch or _silent
         self.source, self._model, self._half = source, _loaded(source), half
         self.groups, self._tables = groups_of(self._model, VECTOR), tables_of(self._model)
@@ -131,9 +133,9 @@ class Search:
         """Harm for each unit of error."""
         for number, group in enumerate(self.groups, 1):
             arrays = weights_of(self._model, group.matrices)
-            weights, x = [arrays[matrix.weight] for matrix in group.matrices], sampled[group.input]
-            self._unit[group.input] = self._harm[group.input] / max(input_error(x, weights), 1e-12)
-            self._choices[group.input] = candidates(x, weights, half=half)
+            weights, sample = [arrays[matrix.weight] for matrix in group.matrices], sampled[group.input]
+            self._unit[group.input] = self._harm[group.input] / max(input_error(sample.rows, weights), 1e-12)
+            self._choices[group.input] = candidates(sample, weights, half=half, whole=alone)
             say("recipes", number, len(self.groups))
         self._at = dict.fromkeys(self._choices, 0)
 
@@ -189,6 +191,7 @@ class Search:
             harm_left=self._left(group.input, at),
             bytes=_BYTES[recipe.form] * inputs * outputs + scales + 4 * len(recipe.outliers) * outputs,
             outliers=len(recipe.outliers),
+            whole=recipe.whole,
             smoothed=recipe.smoothing is not None,
             floor=recipe.floor > 0,
         )

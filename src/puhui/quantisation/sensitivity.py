@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from puhui.quantisation.fidelity import Progress, distances
-from puhui.quantisation.int8_graph import Group, Recipe, rounded_columns, rounded_rows
+from puhui.quantisation.int8_graph import Group, Recipe, rounded_columns, rounded_rows, rounded_whole
 from puhui.quantisation.onnx_export import INPUTS, VECTOR, Batch, cpu_session
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -38,6 +38,14 @@ _PASS_COST = 32.0
 """A float32 multiplication, and touching one number once more, in int8 multiplications; as measured, roughly."""
 
 
+class Sample(msgspec.Struct, frozen=True, eq=False):
+    """Rows [n, K] of what a group reads; `low` and `high` [n] are of the whole tensor that each row is from."""
+
+    rows: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
 class Candidate(msgspec.Struct, frozen=True, eq=False):
     """A recipe for a group: its error, 0 for exact, and its cost for a token, in int8 multiplications."""
 
@@ -48,8 +56,8 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 
 def sampled_inputs(
     path: Path, groups: Sequence[Group], batches: Sequence[Batch], *, rows: int = _SAMPLED_ROWS
-) -> dict[str, FloatArray]:
-    """Of each group, by its input's name, some rows [n ≤ rows, K] of what it reads: tokens, not padding."""
+) -> dict[str, Sample]:
+    """Of each group, by its input's name, at most so many rows of what it reads: tokens, not padding."""
     import onnx
     from onnx import helper
 
@@ -57,6 +65,7 @@ def sampled_inputs(
     names = [group.input for group in groups]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     parts: dict[str, list[FloatArray]] = {name: [] for name in names}
+    ends: dict[str, list[FloatArray]] = {name: [] for name in names}
     total = sum(int(mask.sum()) for _, mask in batches)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,9 +74,15 @@ def sampled_inputs(
             kept = (rng.random(mask.shape) < rows / total) & (mask > 0)
             kept[0, 0] |= not parts[names[0]]  # never nothing
             for name, value in zip(names, session.run(names, dict(zip(INPUTS, (ids, mask), strict=True))), strict=True):
-                by_token = value.shape[:2] == mask.shape
-                parts[name].append(value[kept] if by_token else value.reshape(-1, value.shape[-1]))
-    return {name: np.concatenate(part)[:rows] for name, part in parts.items()}
+                by_token = value.ndim == 3 and value.shape[:2] == mask.shape
+                part = value[kept] if by_token else value.reshape(-1, value.shape[-1])
+                parts[name].append(part)
+                ends[name].append(np.tile(np.array([value.min(), value.max()], np.float32), (len(part), 1)))
+    found = {}
+    for name, taken in parts.items():
+        low, high = np.concatenate(ends[name])[:rows].T
+        found[name] = Sample(np.concatenate(taken)[:rows], low, high)
+    return found
 
 
 def measured_harm(
@@ -137,11 +152,15 @@ def input_error(x: FloatArray, weights: Sequence[FloatArray]) -> float:
     return sum(_relative(rounded @ weight, x @ weight) for weight in weights)
 
 
-def candidates(x: FloatArray, weights: Sequence[FloatArray], *, half: bool = True) -> list[Candidate]:
-    """Recipes for the group that reads x [n, K] with weights [K, N], each dearer and more exact than the one before.
+def candidates(
+    sample: Sample, weights: Sequence[FloatArray], *, half: bool = True, whole: bool = False
+) -> list[Candidate]:
+    """Recipes for the group that reads the sample [n, K] with weights [K, N], each dearer and more exact than the one
+    before.
 
-    `half`: float16, which takes twice the bytes, is among them.
+    `half`: float16, which takes twice the bytes, is among them. `whole`: one scale for a whole text is.
     """
+    x = sample.rows
     extremes, channels = np.abs(x).max(axis=0), x.shape[1]
     tried = [Recipe()]
     heaviest = np.maximum(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0), 1e-6)
@@ -150,10 +169,11 @@ def candidates(x: FloatArray, weights: Sequence[FloatArray], *, half: bool = Tru
         tried.append(Recipe(smoothing=smoothing.astype(np.float32)))
     order = np.argsort(extremes)[::-1]
     tried += [Recipe(outliers=tuple(sorted(order[:k].tolist()))) for k in OUTLIERS if k <= channels // 8]
-    tried = [_floored(recipe, x, weights) for recipe in tried]
+    tried = [_floored(recipe, sample, weights) for recipe in tried]
+    tried += [Recipe(whole=True)] if whole else []
     tried += [Recipe("weights"), Recipe("float16")] if half else [Recipe("weights")]
     wanted = [x @ weight for weight in weights]
-    listed = [Candidate(recipe, _error(recipe, x, weights, wanted), _cost(recipe, weights)) for recipe in tried]
+    listed = [Candidate(recipe, _error(recipe, sample, weights, wanted), _cost(recipe, weights)) for recipe in tried]
     kept: list[Candidate] = []
     for one in sorted(listed, key=lambda one: (one.cost, one.error)):
         if not kept or one.error < kept[-1].error:
@@ -161,8 +181,9 @@ def candidates(x: FloatArray, weights: Sequence[FloatArray], *, half: bool = Tru
     return kept
 
 
-def _floored(recipe: Recipe, x: FloatArray, weights: Sequence[FloatArray]) -> Recipe:
-    """The recipe with a floor, where x allows it and it helps."""
+def _floored(recipe: Recipe, sample: Sample, weights: Sequence[FloatArray]) -> Recipe:
+    """The recipe with a floor, where the sample allows it and it helps."""
+    x = sample.rows
     factor = recipe.factor(x.shape[1])
     inner = x if factor is None else x * factor
     lowest = float(inner.min())
@@ -170,14 +191,15 @@ def _floored(recipe: Recipe, x: FloatArray, weights: Sequence[FloatArray]) -> Re
         return recipe
     floored = msgspec.structs.replace(recipe, floor=-lowest)
     wanted = [x @ weight for weight in weights]
-    return min(recipe, floored, key=lambda one: _error(one, x, weights, wanted))
+    return min(recipe, floored, key=lambda one: _error(one, sample, weights, wanted))
 
 
-def _error(recipe: Recipe, x: FloatArray, weights: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> float:
+def _error(recipe: Recipe, sample: Sample, weights: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> float:
     """Of the products as the graph computes them, relative to their variance, summed over the matrices."""
+    x = sample.rows
     factor = recipe.factor(x.shape[1])
     inner = x if factor is None else x * factor
-    rounded = rounded_rows(inner, recipe.floor)
+    rounded = rounded_whole(x, sample.low, sample.high) if recipe.whole else rounded_rows(inner, recipe.floor)
     kept = list(recipe.outliers)
     total = 0.0
     for weight, right in zip(weights, wanted, strict=True):
@@ -200,6 +222,7 @@ def _cost(recipe: Recipe, weights: Sequence[FloatArray]) -> float:
     if recipe.form != "int8":
         return _FLOAT_COST * inputs * outputs
     passes = inputs * (recipe.factor(inputs) is not None) + outputs * (bool(recipe.outliers) + (recipe.floor > 0))
+    passes += 0 if recipe.whole else 3 * inputs + outputs  # the greatest of each row, the division, and back
     return inputs * outputs + _FLOAT_COST * len(recipe.outliers) * outputs + _PASS_COST * passes
 
 

@@ -2,5 +2,7 @@
 
 - `tables`: ledger, experience, tasks, experts
 - `database`: opening a store, its errors, its integrity check
+- `key_table`: keys of the gateway
 - `journal`: rows committed before their replies leave, many requests to a commit
+- `retention`: text that is too old goes from the disk; `forgetting`: so does what is forgotten
 """

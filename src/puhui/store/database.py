@@ -116,6 +116,7 @@ def _sqlite_pragmas(durable: bool) -> Any:
             "journal_mode=WAL",
             f"synchronous={'FULL' if durable else 'NORMAL'}",
             "wal_autocheckpoint=4000",
+            "secure_delete=ON",  # what is deleted is overwritten with zeros
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -6,20 +6,18 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Insert, Table, insert, text
+from sqlalchemy import Connection, Executable, Table, insert, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from puhui.core.errors import StoreError
+from puhui.store.at_once import AtOnce, Batches, Row, Statement
 from puhui.store.database import Store
 
-Row = Mapping[str, Any]
-Entry = tuple[Table, Row]
+Entry = tuple[Statement, Row]
 Waiting = tuple[Sequence[Entry], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
-AT_ONCE_MS = 20  # how long the event loop may wait for another process's commit
 CHECKPOINT_EVERY_COMMITS = 2000
 
 
@@ -36,8 +34,8 @@ class Journal:
     """
 
     def __init__(self, store: Store) -> None:
-        self._at_once = _Writer(store, AT_ONCE_MS) if store.commits_without_waiting else None
-        self._patient = _Writer(store)
+        self._at_once = AtOnce(store) if store.commits_without_waiting else None
+        self._patient = _Patient(store)
         self._gathered: list[Waiting] = []
         self._waiting: deque[Waiting] = deque()
         self._door = threading.Lock()
@@ -77,14 +75,14 @@ class Journal:
         self._waiting.extend(batch)
         self._wake.release()
 
-    def _commit_gathered(self, writer: _Writer) -> None:
+    def _commit_gathered(self, writer: AtOnce) -> None:
         """On the event loop: one commit for all that its last turn brought; the thread has what cannot be now."""
         with self._door:
             batch, self._gathered = self._gathered, []
         if not batch:
             return
         try:
-            writer.insert(_by_table(batch))
+            writer.write(_batches(batch))
         except StoreError:
             self._hand_over(batch)
             return
@@ -111,7 +109,7 @@ class Journal:
     def _commit(self, batch: list[Waiting]) -> None:
         failure: StoreError | None = None
         try:
-            self._patient.insert(_by_table(batch))
+            self._patient.write(_batches(batch))
         except StoreError as error:
             failure = error
             if len(batch) > 1 and not isinstance(error.__cause__, OperationalError):  # not the store, but a row
@@ -123,29 +121,27 @@ class Journal:
                 loop.call_soon_threadsafe(_settle, done, failure)
 
 
-class _Writer:
-    """Inserts on a connection that is kept: taking one from the pool costs as much as the rows.
+class _Patient:
+    """Writes on a connection that is kept, by whatever database there is, and waits as long as the store has it."""
 
-    `patience_ms` is how long it waits for another process's commit (None: as the store has it). A writer with a
-    limit leaves checkpoints, which wait for the disk, to others.
-    """
-
-    def __init__(self, store: Store, patience_ms: int | None = None) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._patience_ms = patience_ms
         self._connection: Connection | None = None
-        self._statements: dict[Table, Insert] = {}
+        self._statements: dict[Statement, Executable] = {}
 
-    def insert(self, rows: dict[Table, list[Row]]) -> None:
+    def write(self, batches: Batches) -> None:
         """All rows in one transaction; `StoreError` if it fails."""
         with self._store.explained():
             try:
                 if self._connection is None:
-                    self._connection = self._connect()
+                    self._connection = self._store.engine.connect()
                 with self._connection.begin():
-                    for table, of_table in rows.items():
-                        statement = self._statements.setdefault(table, insert(table))
-                        self._connection.execute(statement, of_table)
+                    for (statement, _), rows in batches.items():
+                        if statement not in self._statements:
+                            self._statements[statement] = (
+                                insert(statement) if isinstance(statement, Table) else statement
+                            )
+                        self._connection.execute(self._statements[statement], rows)
             except Exception:
                 self.hang_up()
                 raise
@@ -160,25 +156,17 @@ class _Writer:
         """Gives the connection back."""
         if self._connection is not None:
             with contextlib.suppress(SQLAlchemyError):
-                self._connection.invalidate()  # its settings are not for others
+                self._connection.invalidate()
                 self._connection.close()
             self._connection = None
 
-    def _connect(self) -> Connection:
-        connection = self._store.engine.connect()
-        if self._patience_ms is not None:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={self._patience_ms}")
-            connection.exec_driver_sql("PRAGMA wal_autocheckpoint=0")
-            connection.commit()
-        return connection
 
-
-def _by_table(batch: Iterable[Waiting]) -> dict[Table, list[Row]]:
-    rows: dict[Table, list[Row]] = {}
-    for entries, _, _ in batch:
-        for table, row in entries:
-            rows.setdefault(table, []).append(row)
-    return rows
+def _batches(waiting: Iterable[Waiting]) -> Batches:
+    batches: dict[tuple[Statement, tuple[str, ...]], list[Row]] = {}
+    for entries, _, _ in waiting:
+        for statement, row in entries:
+            batches.setdefault((statement, tuple(row)), []).append(row)
+    return batches
 
 
 def _settle(done: asyncio.Future[None], failure: StoreError | None) -> None:

@@ -27,9 +27,12 @@ def request_row(request: Request, answer: Answer, task: str | None, *, kind: str
     )
 
 
-def failure_row(request: Request, task: str | None, status: int, reason: str, *, kind: str = "request") -> Row:
-    """The ledger's row for a request that got no answer."""
-    return _row(kind, id=request.id, task=task, model=request.model, status=status, note=reason, key=request.caller.key)
+def failure_row(
+    request: Request, task: str | None, status: int, reason: str, *, kind: str = "request", usage: Usage = Usage()
+) -> Row:
+    """The ledger's row for a request that got no answer, or only half of one (`usage` is then what that has used)."""
+    caller, model = request.caller, request.model
+    return _row(kind, id=request.id, task=task, model=model, status=status, note=reason, usage=usage, key=caller.key)
 
 
 def event_row(

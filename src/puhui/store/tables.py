@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, text
 
 SCHEMA_VERSION = 2
 
@@ -17,7 +17,7 @@ about = Table(
 
 # Everything that used energy or changed who answers, one row each, append-only: what was asked of the node
 # (`request`), audits (`audit`), training (`learning`), the node's own work (`node`), and experts that came and
-# went (`promotion`, `demotion`, `refusal`). `note` says why in words.
+# went (`promotion`, `demotion`, `refusal`, and `retirement` by hand). `note` says why in words.
 ledger = Table(
     "ledger",
     metadata,
@@ -59,7 +59,8 @@ contexts = Table(
 # What the big model answered. `coin` rows are a fair sample of the traffic: they calibrate and watch experts, and
 # teach only experts that are calibrated on later ones. `expert` was in place when the request came, and
 # `expert_answer` is what the user got from it (None: it was not sure, the big model answered). A row with `body`
-# and no `answer` is an audit still due.
+# and no `answer` is an audit still due (where the body is empty: one that only a running node's memory holds). Of rows
+# whose text is gone, input and answers are empty; `loss` stays.
 experience = Table(
     "experience",
     metadata,
@@ -79,6 +80,9 @@ experience = Table(
     Column("loss", Float),  # of an audited answer, so that the watch remembers it when the text is gone
     Index("experience_group_number", "group", "number"),
 )
+HOLDS_TEXT = text("(input <> '' OR answer IS NOT NULL OR expert_answer IS NOT NULL OR body <> '')")
+"""Of rows of experience: those that have words of somebody's in them, which the sweeper finds by their age."""
+Index("experience_text_at", experience.c.at, sqlite_where=HOLDS_TEXT, postgresql_where=HOLDS_TEXT)
 
 tasks = Table(
     "tasks",

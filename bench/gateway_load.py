@@ -1,0 +1,233 @@
+"""The light ends of the gateway benchmark: a mock big model, and a client that asks over kept connections.
+
+    python -m bench.gateway_load --port 9000 --latency-ms 20
+
+serves the mock. Both ends are plain asyncio protocols on uvloop that know just enough HTTP/1.1, so that what is
+measured is the gateway between them and not them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import uvloop
+
+HOST = "127.0.0.1"
+SYSTEM = "Say in one word what this is about."
+QUESTION = "about my account and the bank or the cash, number %d"
+_NUMBER = b"cash, number "
+
+
+def body_of(number: int, *, model: str = "mock") -> bytes:
+    """A chat request as an SDK spells it; each number asks something else."""
+    text = (
+        f'{{"model":"{model}","messages":[{{"role":"system","content":"{SYSTEM}"}},'
+        f'{{"role":"user","content":"{QUESTION % number}"}}]}}'
+    )
+    return text.encode()
+
+
+def post(path: str, body: bytes, headers: str = "") -> bytes:
+    """An HTTP request as bytes."""
+    head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n{headers}"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Mock(asyncio.Protocol):
+    """A big model that answers after `latency_s`: `says`, or a hash of the number that it was asked.
+
+    No expert can learn the hash: all answers come from here.
+    """
+
+    def __init__(self, latency_s: float, says: bytes = b"") -> None:
+        self._latency_s, self._says = latency_s, says
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps where to answer."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Answers each whole request after the latency; keep-alive, no pipelining."""
+        self._buffer += data
+        head, blank, rest = self._buffer.partition(b"\r\n\r\n")
+        if not blank or len(rest) < length_of(head):
+            return
+        self._buffer = b""
+        number = rest.partition(_NUMBER)[2].partition(b'"')[0] or b"0"
+        asyncio.get_running_loop().call_later(self._latency_s, self._reply, number)
+
+    def _reply(self, number: bytes) -> None:
+        said = self._says or b"%x" % (int(number) * 2654435761 & 0xFFFFFFFF)
+        body = (
+            b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"mock","choices":[{"index":0,'
+            b'"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],'
+            b'"usage":{"prompt_tokens":25,"completion_tokens":3,"total_tokens":28}}' % said
+        )
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self._transport.write(head + body)
+
+
+def length_of(head: bytes) -> int:
+    """The content-length in the head of a message (0 without one; chunks are not read here)."""
+    lower = head.lower()
+    assert b"\r\ntransfer-encoding: chunked" not in lower, "a whole JSON reply is expected with its length"
+    found = lower.partition(b"\r\ncontent-length:")[2]
+    return int(found.partition(b"\r\n")[0]) if found else 0
+
+
+class Seen(NamedTuple):
+    """What one run of the load saw: seconds of each answer, how many were no 200, and how long all took."""
+
+    latencies: list[float]
+    refused: int
+    seconds: float
+    statuses: dict[int, int]
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return len(self.latencies) / self.seconds
+
+
+class Client(asyncio.Protocol):
+    """One kept connection; one request at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._whole = 0
+        self._done: asyncio.Future[int] | None = None
+        self.last = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps where to ask."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Ends the request when its reply is whole."""
+        self._buffer = self._buffer + data if self._buffer else data
+        if not self._whole:
+            head, blank, _ = self._buffer.partition(b"\r\n\r\n")
+            if not blank:
+                return
+            self._whole = len(head) + 4 + length_of(head)
+        if len(self._buffer) >= self._whole and self._done is not None:
+            self.last, self._buffer, self._whole = self._buffer, b"", 0
+            if not self._done.done():
+                self._done.set_result(int(self.last[9:12]))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Whoever waits is told."""
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error or ConnectionError("the gateway closed the connection"))
+
+    async def ask(self, request: bytes) -> int:
+        """The status of the reply."""
+        self._done = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._done
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._transport.close()
+
+
+async def connect(port: int, count: int) -> list[Client]:
+    """`count` open connections."""
+    loop = asyncio.get_running_loop()
+    return [(await loop.create_connection(Client, HOST, port))[1] for _ in range(count)]
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self.latencies: list[float] = []
+        self.statuses: dict[int, int] = {}
+
+    def add(self, status: int, seconds: float) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status == 200:
+            self.latencies.append(seconds)
+
+    def seen(self, seconds: float) -> Seen:
+        return Seen(self.latencies, sum(self.statuses.values()) - len(self.latencies), seconds, self.statuses)
+
+
+async def closed_loop(
+    port: int, make: Callable[[int], bytes], *, clients: int, seconds: float = 1e9, requests: int = 1 << 60
+) -> Seen:
+    """`clients` who each ask again at once, until `seconds` or `requests` are over."""
+    tally, number = _Tally(), 0
+    started = time.perf_counter()
+    until = started + seconds
+
+    async def one(client: Client) -> None:
+        nonlocal number
+        while (now := time.perf_counter()) < until and number < requests:
+            number += 1
+            status = await client.ask(make(number))
+            tally.add(status, time.perf_counter() - now)
+        client.close()
+
+    await asyncio.gather(*map(one, await connect(port, clients)))
+    return tally.seen(time.perf_counter() - started)
+
+
+async def open_loop(
+    port: int, make: Callable[[int], bytes], *, rate: float, seconds: float, most_open: int = 2000
+) -> Seen:
+    """Requests at `rate` a second whatever the answers take; latencies count from when each was due."""
+    tally, idle = _Tally(), await connect(port, 1)
+    under_way: set[asyncio.Task[None]] = set()
+    started = time.perf_counter()
+
+    async def one(number: int, due: float) -> None:
+        client = idle.pop() if idle else (await connect(port, 1))[0]
+        try:
+            status = await client.ask(make(number))
+        except OSError:
+            status = 0
+        tally.add(status, time.perf_counter() - due)
+        if status:
+            idle.append(client)
+
+    for number in range(int(rate * seconds)):
+        due = started + number / rate
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        if len(under_way) >= most_open:
+            tally.add(0, 0.0)
+            continue
+        task = asyncio.ensure_future(one(number, due))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    await asyncio.gather(*under_way)
+    seen = tally.seen(time.perf_counter() - started)
+    for client in idle:
+        client.close()
+    return seen
+
+
+def main() -> None:
+    """Serves the mock until it is killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--says", default="")
+    given = parser.parse_args()
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        make = functools.partial(Mock, given.latency_ms / 1000, given.says.encode())
+        server = await loop.create_server(make, HOST, given.port, backlog=2048)
+        await server.serve_forever()
+
+    uvloop.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""schemathesis on the document that a real node gives out, against that node before a stand-in for a big model.
+
+    python -m bench.schema --examples 100 --json
+
+All of its checks but those that do not apply: replies by their schema, statuses and types that the document names, bad
+requests refused, good ones accepted, `Allow` on 405. Left out are the live feed, a stream without an end; keys, as the
+first that is made locks out whoever does not show it; and forgetting, where one of four parameters must be given, which
+schemathesis cannot keep to. Headers and parameters that are not named are passed on, so none is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.crash import _wait_until_healthy as wait_until_healthy
+from bench.stand_in import stand_in
+from puhui.demo.processes import free_port
+
+LEFT_OUT = "^/puhui/v1/(live|keys|traces)"
+# A need that nobody here can meet is a good request that is refused (422); so is one that comes too late (504).
+CONFIG = """
+[generation]
+allow-extra-parameters = false
+
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", 401, 403, 404, 409, 422, 429, 503, 504]
+
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", 502, 503, 504]
+"""
+
+
+def run(
+    folder: Path, *, examples: int, seed: int = 1, phases: str = "examples,coverage,fuzzing", only: str = ""
+) -> dict[str, Any]:
+    """One run; `exit` is 0 where nothing was found, and `output` says what was. `only`: paths, as a pattern."""
+    config = folder / "schemathesis.toml"
+    config.write_text(CONFIG)
+    with stand_in() as upstream:
+        port = free_port()
+        arguments = ["serve", "--upstream", upstream, "--port", str(port), "--data-dir", str(folder), "--no-learn"]
+        node = subprocess.Popen([sys.executable, "-m", "puhui.cli.main", *arguments], stderr=subprocess.DEVNULL)
+        try:
+            wait_until_healthy(port)
+            command = [str(Path(sys.executable).with_name("st")), "--config-file", str(config), "run"]
+            command += [f"http://127.0.0.1:{port}/openapi.json", "--checks", "all", "--phases", phases]
+            command += ["--max-examples", str(examples), "--seed", str(seed), "--no-color", "--continue-on-failure"]
+            command += ["--suppress-health-check", "all", "--request-timeout", "20"]
+            command += ["--report-json-path", str(folder / "report.json")]
+            command += ["--exclude-path-regex", LEFT_OUT]
+            if only:
+                command += ["--include-path-regex", only]
+            ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+            alive = node.poll() is None
+        finally:
+            node.terminate()
+            node.wait(30)
+    return {
+        "exit": ran.returncode,
+        "alive": alive,
+        "examples": examples,
+        "seed": seed,
+        "output": ran.stdout + ran.stderr,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=20, help="for each operation")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(Path(folder), examples=options.examples, seed=options.seed)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        Console().print(result["output"], markup=False, highlight=False)
+    if result["exit"] or not result["alive"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

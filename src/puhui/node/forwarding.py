@@ -1,0 +1,136 @@
+"""What is passed on as it is (embeddings, responses, legacy completions): metered, and nothing of it kept but its row.
+
+No expert answers such a request and nothing is learned from it. As with any reply, its row is in the ledger before the
+reply leaves; of a stream, before its last piece does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from puhui.core.answer import Answer, Step, Usage
+from puhui.core.errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from puhui.core.request import Request
+from puhui.models.endpoint import Forwarded
+from puhui.models.wire import DONE, event_data, split_events
+
+MOST_EVENT_BYTES = 32 * 1024 * 1024
+CLIENT_WENT_AWAY = 499
+
+_NOT_USABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+Forward = Callable[[str, Request], Awaitable[Forwarded]]
+"""The reply to a request's body at a path under the base URL, as it came; without a body it is a GET."""
+Record = Callable[[Answer, float | None], Awaitable[None]]
+"""Writes the row of what was answered; told the seconds to a stream's first piece."""
+Fail = Callable[[int, str, int], Coroutine[Any, Any, None]]
+"""Writes the row of what was not: status, reason, and how many events of a stream came before."""
+Start = Callable[[Coroutine[Any, Any, None]], None]
+"""Starts work that goes on when the client is gone."""
+
+
+class _Tokens(msgspec.Struct):
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+class _Reply(msgspec.Struct):
+    """Where replies and events say what was used: at their top, or in the response that an event carries."""
+
+    usage: _Tokens | None = None
+    response: _Reply | None = None
+
+
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+
+
+async def forward(path: str, request: Request, ask: Forward, *, record: Record, fail: Fail, start: Start) -> Forwarded:
+    """The upstream's reply to `path`. Raises its `UpstreamError` where there is none; either way a row is written."""
+    if not request.body:  # a look at a list: nothing is used
+        return await ask(path, request)
+    started = time.perf_counter()
+    try:
+        reply = await ask(path, request)
+    except UpstreamError as error:
+        await fail(status_of(error), str(error), 0)
+        raise
+    if reply.pieces is None:
+        usage = usage_in(reply.body or b"", time.perf_counter() - started)
+        await record(_answer(reply, usage), None)
+    else:
+        reply.pieces = _metered(reply, reply.pieces, started, record, fail, start)
+    return reply
+
+
+def status_of(error: UpstreamError) -> int:
+    """The status that the ledger says of a request that failed so."""
+    if isinstance(error, UpstreamRefused):
+        return error.status
+    return 504 if isinstance(error, UpstreamTimeout) else 502
+
+
+def usage_in(body: bytes, seconds: float) -> Usage:
+    """The tokens that a reply or an event of a stream reports; 0 where it reports none."""
+    try:
+        reply = _decode_reply(body)
+    except _NOT_USABLE:
+        return Usage(seconds=seconds)
+    tokens = reply.usage or (reply.response.usage if reply.response is not None else None) or _Tokens()
+    return Usage(
+        prompt_tokens=_count(tokens.prompt_tokens, tokens.input_tokens),
+        completion_tokens=_count(tokens.completion_tokens, tokens.output_tokens),
+        seconds=seconds,
+    )
+
+
+async def _metered(
+    reply: Forwarded, pieces: AsyncIterator[bytes], started: float, record: Record, fail: Fail, start: Start
+) -> AsyncIterator[bytes]:
+    """The stream's events; the end mark, or else the end itself, waits for the row."""
+    first_s: float | None = None
+    usage, written, sent = Usage(), False, 0
+
+    async def write() -> None:
+        nonlocal written
+        written = True
+        answer = _answer(reply, msgspec.structs.replace(usage, seconds=time.perf_counter() - started))
+        await record(answer, first_s)
+
+    try:
+        async for event in split_events(pieces, MOST_EVENT_BYTES):
+            sent += 1
+            first_s = time.perf_counter() - started if first_s is None else first_s
+            if b'"usage"' in event and (told := usage_in(event_data(event), 0.0)) != Usage():
+                usage = told
+            if event == DONE:
+                await write()
+            yield event
+        if not written:
+            await write()
+    except UpstreamError as error:
+        if not written:
+            await fail(status_of(error), str(error), 0)
+        raise
+    except ValueError as error:
+        await fail(502, str(error), 0)
+        raise UpstreamGarbled(f"{reply.by} streamed rubbish: {error}") from error
+    except (asyncio.CancelledError, GeneratorExit):
+        if not written:
+            start(fail(CLIENT_WENT_AWAY, "the client went away during the stream", max(1, sent)))
+        raise
+
+
+def _answer(reply: Forwarded, usage: Usage) -> Answer:
+    return Answer(by=reply.by, path=(Step(reply.by, None, True),), usage=usage)
+
+
+def _count(*reported: float | None) -> int:
+    return max(int(min(max(number or 0, 0), 2**53)) for number in reported)

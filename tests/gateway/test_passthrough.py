@@ -1,0 +1,179 @@
+"""Requests that are passed on as they are, through a whole node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bench.stand_in import stand_in
+from test_app import shout
+
+from puhui.gateway.app import build_app
+from real_nodes import real_node, rows
+from serving import serving, wait_until
+
+Seen = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("node")
+
+
+@pytest.fixture(scope="module")
+def seen() -> Seen:
+    return []
+
+
+@pytest.fixture(scope="module")
+def http(folder: Path, seen: Seen) -> Iterator[httpx.Client]:
+    with stand_in(seen) as upstream, real_node(folder, upstream) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_embeddings_are_passed_on_and_metered_and_not_kept(http: httpx.Client, folder: Path, seen: Seen) -> None:
+    before = len(rows(folder, "experience"))
+    response = http.post(
+        "/v1/embeddings",
+        content=b'{ "model": "text-embedding-3-small","input":["secret-a","b"], "dimensions":4 }',
+        headers={"authorization": "Bearer sk-mine", "openai-organization": "org-9"},
+    )
+    assert response.status_code == 200
+    assert [each["embedding"] for each in response.json()["data"]] == [[0.5, -0.5, 0.25, 1.0]] * 2
+    assert response.headers["x-puhui-by"] == "big:text-embedding-3-small"
+    assert seen[-1]["path"] == "/v1/embeddings"
+    assert seen[-1]["headers"]["authorization"] == "Bearer sk-mine"
+    assert seen[-1]["headers"]["openai-organization"] == "org-9"
+    assert seen[-1]["body"] == {"model": "text-embedding-3-small", "input": ["secret-a", "b"], "dimensions": 4}
+    row = rows(folder)[-1]
+    assert (row.id, row.model, row.status) == (response.headers["x-request-id"], "text-embedding-3-small", 200)
+    assert (row.prompt_tokens, row.completion_tokens) == (8, 0)
+    assert row.joules > 0.0
+    assert len(rows(folder, "experience")) == before
+    assert b"secret-a" not in (folder / "puhui.db").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [("/v1/responses", {"input": "hi"}, (9, 4)), ("/v1/completions", {"prompt": "hi"}, (11, 3))],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_read_from_replies_and_streams(
+    http: httpx.Client, folder: Path, path: str, body: dict[str, Any], tokens: tuple[int, int], stream: bool
+) -> None:
+    response = http.post(path, json={"model": "gpt-4o", "stream": stream} | body)
+    assert response.status_code == 200
+    assert "HI" in response.text
+    if stream:
+        assert response.headers["content-type"].startswith("text/event-stream")
+    row = next(row for row in rows(folder) if row.id == response.headers["x-request-id"])
+    assert (row.prompt_tokens, row.completion_tokens) == tokens
+
+
+def test_what_is_said_to_puhui_goes_no_further(http: httpx.Client, seen: Seen) -> None:
+    body = {"model": "gpt-4o", "input": "x", "puhui": {"needs": {"quality": 1.0}}}
+    assert http.post("/v1/responses", json=body, headers={"x-puhui-max-cost": "5"}).status_code == 200
+    assert seen[-1]["body"] == {"model": "gpt-4o", "input": "x"}
+    assert not [name for name in seen[-1]["headers"] if name.startswith("x-puhui")]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "param"),
+    [
+        (b"{", {}, 400, None),
+        (b"[]", {}, 400, None),
+        (b'{"input": "a"}', {}, 400, "model"),
+        (b'{"model": 5}', {}, 400, "model"),
+        (b'{"model": "m", "stream": "yes"}', {}, 400, "stream"),
+        (b'{"model": "m", "puhui": {"x": 1}}', {}, 400, "puhui"),
+        (b'{"model": "m"}', {"content-type": "text/plain"}, 415, None),
+        (b'{"model": "m"}', {"x-puhui-privacy": "device"}, 422, "privacy"),
+    ],
+)
+def test_errors(
+    http: httpx.Client, path: str, content: bytes, headers: dict[str, str], status: int, param: str | None
+) -> None:
+    response = http.post(path, content=content, headers=headers)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+
+
+def test_the_upstreams_list_of_models_where_any_passes(http: httpx.Client, folder: Path) -> None:
+    before = len(rows(folder))
+    assert [each["id"] for each in http.get("/v1/models").json()["data"]][:2] == ["gpt-4o", "org/small"]
+    assert http.get("/v1/models/org/small").json()["id"] == "org/small"
+    missing = http.get("/v1/models/nobody")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["message"] == "no model 'nobody'"
+    assert len(rows(folder)) == before  # a look at a list uses nothing
+
+
+def test_the_configured_names_where_not_any_passes(tmp_path: Path) -> None:
+    with stand_in() as upstream, real_node(tmp_path, f"openai:gpt-4o@{upstream}") as url:
+        names = [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]]
+        assert sorted(names) == ["gpt-4o", "puhui"]
+        assert httpx.get(f"{url}/v1/models/puhui").json()["object"] == "model"
+        assert httpx.get(f"{url}/v1/models/other").status_code == 404
+        refused = httpx.post(f"{url}/v1/embeddings", json={"model": "other", "input": "a"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_an_upstream_that_is_down_has_a_row_and_a_time_to_come_back(tmp_path: Path) -> None:
+    with real_node(tmp_path, "http://127.0.0.1:9/v1") as url:
+        response = httpx.post(f"{url}/v1/embeddings", json={"model": "m", "input": "a"}, timeout=30.0)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert [(row.model, row.status) for row in rows(tmp_path)] == [("m", 502)]
+
+
+def test_a_client_that_leaves_a_stream_has_a_row_that_says_so(http: httpx.Client, folder: Path) -> None:
+    with http.stream("POST", "/v1/responses", json={"model": "gpt-4o", "input": "x" * 3_000_000, "stream": True}) as it:
+        id = it.headers["x-request-id"]
+        next(it.iter_raw())
+
+    wait_until(lambda: [row.status for row in rows(folder) if row.id == id])
+    assert [row.status for row in rows(folder) if row.id == id] in ([499], [200])
+
+
+def test_without_an_upstream_to_pass_on_to_there_are_no_such_routes() -> None:
+    with serving(build_app(shout)) as url:
+        assert httpx.post(f"{url}/v1/embeddings", json={"model": "m"}).status_code == 404
+        assert httpx.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
+
+
+# --- types and methods ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_body_of_another_type_is_refused(http: httpx.Client, kind: str) -> None:
+    response = http.post("/v1/chat/completions", content=b"{}", headers={"content-type": kind})
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
+def test_json_by_other_names(http: httpx.Client, kind: str) -> None:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]})
+    assert http.post("/v1/chat/completions", content=body, headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/puhui/v1/keys", "GET, HEAD, POST"),
+        ("OPTIONS", "/v1/embeddings", "POST"),
+    ],
+)
+def test_what_a_path_takes_is_told(http: httpx.Client, method: str, path: str, allowed: str) -> None:
+    response = http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert response.json()["error"]["message"]
