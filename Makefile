@@ -53,6 +53,10 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.shapes --data $(DATA) --save
 	-$(BIN)/python -m bench.browser --data $(DATA) --save
 	$(BIN)/python -m bench.crash
+	$(BIN)/python -m bench.gateway --save
+	$(BIN)/python -m bench.soak --minutes 20 --save
+	$(BIN)/python -m bench.fuzz --bodies 100000 --save
+	$(BIN)/python -m bench.compress --data $(DATA) --save
 
 browser:
 	@if command -v chromedriver >/dev/null; then echo "Chromium is here"; \

@@ -46,7 +46,7 @@ from puhui.models.expert_cascade import CascadeModel
 
 DELTA, EPSILONS = 0.05, (0.01, 0.02)
 CALIBRATING = 3100
-SIZES = (300, 1000, 3000, 13590)
+SIZES = (300, 1000, 3000, 13590)  # of 15,100 train rows; all learn from the same
 INNER = 800  # of the calibration rows
 ROUNDS, TEXTS_A_ROUND = 11, 20
 RESULTS = Path(__file__).parent / "results" / "compress.json"
