@@ -145,7 +145,15 @@ def _head(job: Job, console: Console) -> Path:
 def _node_arguments(settings: DemoSettings, world: World, port: int, folder: Path) -> list[str]:
     promise = settings.promise
     arguments = ["puhui.cli.main", "serve", "--upstream", f"openai:{world.model}@{world.url}", "--port", str(port)]
-    arguments += ["--data-dir", str(folder), "--risk", str(promise.epsilon), "--delta", str(promise.delta)]
+    arguments += [
+        "--data-dir",
+        str(folder),
+        "--risk",
+        str(promise.epsilon),
+        "--delta",
+        str(promise.delta),
+        "--no-access-log",
+    ]
     return arguments + (["--key-env", settings.key_env] if settings.key_env else [])
 
 

@@ -38,8 +38,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.waiting_since = self.loop.time()
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
-            owing = [each for each in self.connections if _since(each) is not None and not each.transport.is_closing()]
-            min(owing, key=lambda each: _since(each) or 0.0).transport.close()
+            others = (each for each in self.connections if each is not self and not each.transport.is_closing())
+            owing = [each for each in others if _since(each) is not None]
+            min(owing or [self], key=lambda each: _since(each) or 0.0).transport.close()
 
     def data_received(self, data: bytes) -> None:
         """A head that does not end is cut off."""
