@@ -282,7 +282,8 @@ class Bench:
         if {"puhui", "litellm"} <= table.keys():
             ours, theirs = table["puhui"], table["litellm"]
             found["added_p50_over_litellm"] = ours["added_p50_ms"] / theirs["added_p50_ms"]
-            found["rate_over_litellm"] = ours["rate_p99_below_50_ms"] / max(1e-9, theirs["rate_p99_below_50_ms"])
+            slow = theirs["rate_p99_below_50_ms"]
+            found["rate_over_litellm"] = ours["rate_p99_below_50_ms"] / slow if slow else None  # None: never as fast
             found["greatest_rate_over_litellm"] = ours["greatest_rate"] / theirs["greatest_rate"]
         expert, hello = rows.of("answers", "expert"), rows.of("answers", "hello")
         if expert and hello:

@@ -9,8 +9,10 @@ import time
 from collections import deque
 from typing import Any
 
-from rich.console import Console
+import rich.live
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from puhui.demo.load import Sent
 from puhui.demo.processes import open_local
@@ -42,22 +44,22 @@ class Live:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(what, total=total, facts="")
+        self._task = self._bar.add_task(what, total=total)
+        self._below = Text()  # in a line of its own: beside the bar it leaves no room for it in 80 columns
+        self._display = rich.live.Live(Group(self._bar, self._below), console=console, transient=True)
 
     def __enter__(self) -> Live:
-        self._bar.start()
+        if self._console.is_terminal:
+            self._display.start()
         self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._watcher.join()
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._display.stop()
         self._line()
 
     def show(self, done: int) -> None:
@@ -84,7 +86,8 @@ class Live:
                 state = f"{self._node}/puhui/state"
                 with contextlib.suppress(OSError, ValueError), open_local(state, timeout=5.0) as reply:
                     self._state = json.load(reply)
-            self._bar.update(self._task, completed=self._done, facts=self._facts())
+            self._bar.update(self._task, completed=self._done)
+            self._below.plain = f"   {self._facts()}"
             if not self._console.is_terminal and time.monotonic() - last_line > PLAIN_LINE_EVERY_S:
                 last_line = time.monotonic()
                 self._line()
