@@ -280,8 +280,9 @@ def serve(
         most_at_once=file.limits.most_at_once,
     )
     shown = ", then ".join(upstream.ref for upstream in sorted(upstreams, key=lambda each: each.rank))
-    typer.echo(f"Puhui serves http://{table.host}:{table.port}/v1 in front of {shown}", err=True)
-    run(settings, more_routes=dashboard_routes())
+    home = f"http://{table.host}:{table.port}"
+    welcome = f"Puhui serves {home}/v1 in front of {shown}; its pages are at {home}/"
+    run(settings, more_routes=dashboard_routes(), ready=lambda: typer.echo(welcome, err=True))
 
 
 def _over(table: S, **options: Any) -> S:

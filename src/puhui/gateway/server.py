@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,11 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
     return app
 
 
-def run_app(app: Starlette, host: str, port: int) -> None:
-    """Serves until SIGINT or SIGTERM, then finishes what is under way. Raises `SettingsError` for a taken port."""
+def run_app(app: Starlette, host: str, port: int, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Serves until SIGINT or SIGTERM, then finishes what is under way. Raises `SettingsError` for a taken port.
+
+    `ready` is called when it listens.
+    """
     try:
         listening = socket.create_server((host, port), family=_family(host), backlog=2048)
     except OSError as error:
@@ -164,6 +167,7 @@ def run_app(app: Starlette, host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         http=BoundedProtocol,
     )
+    ready()
     with listening:
         _Server(config).run(sockets=[listening])
 
@@ -177,10 +181,12 @@ class _Server(BoundedServer):
         await super().shutdown(sockets)
 
 
-def serve(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> None:
-    """Runs a node until it is told to end. `more_routes` are pages, as for `node_app`."""
+def serve(
+    settings: ServeSettings, *, more_routes: Sequence[Route] = (), ready: Callable[[], None] = lambda: None
+) -> None:
+    """Runs a node until it is told to end. `more_routes` are pages, as for `node_app`, `ready` as for `run_app`."""
     set_up_logging(settings.log_format, settings.log_level)
-    run_app(node_app(settings, more_routes=more_routes), settings.host, settings.port)
+    run_app(node_app(settings, more_routes=more_routes), settings.host, settings.port, ready=ready)
 
 
 def _learner_settings(settings: ServeSettings) -> LearnerSettings:
