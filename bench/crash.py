@@ -20,16 +20,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from rich.console import Console
 from sqlalchemy import select
 
-from puhui.core.answer import Answer, Answerer, Step
+from bench.in_thread import in_thread, wait_until_healthy
+from puhui.core.answer import Answer, Step
 from puhui.core.request import Request
 from puhui.demo.processes import free_port
 from puhui.gateway.app import build_app
@@ -42,22 +40,6 @@ async def _echo(request: Request) -> Answer:
     return Answer(by="big:echo", text=request.messages[-1].text, path=(Step("big:echo", None, True),))
 
 
-@contextmanager
-def big_model(answerer: Answerer = _echo) -> Iterator[str]:
-    """The base URL of a big model, served in a thread."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(answerer), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def one_round(folder: Path, upstream: str, clients: int, alive_s: float) -> set[str]:
     """Starts a node, asks it from `clients` connections, kills it after `alive_s`; returns what was acknowledged."""
     port = free_port()
@@ -65,7 +47,7 @@ def one_round(folder: Path, upstream: str, clients: int, alive_s: float) -> set[
     node = subprocess.Popen([sys.executable, "-m", "puhui.cli.main", *arguments], stderr=subprocess.DEVNULL)
     acknowledged: set[str] = set()
     try:
-        _wait_until_healthy(port)
+        wait_until_healthy(port)
         threads = [threading.Thread(target=_ask_until_it_dies, args=(port, n, acknowledged)) for n in range(clients)]
         for thread in threads:
             thread.start()
@@ -83,7 +65,7 @@ def run(folder: Path, *, rounds: int, clients: int, seed: int = 0, console: Cons
     chance = random.Random(seed)
     acknowledged: set[str] = set()
     missing = unsound = 0
-    with big_model() as upstream:
+    with in_thread(build_app(_echo)) as upstream:
         for number in range(rounds):
             acknowledged |= one_round(folder, upstream, clients, chance.uniform(0.4, 1.6))
             store = open_store(sqlite_url(folder / "puhui.db"))
@@ -101,21 +83,6 @@ def run(folder: Path, *, rounds: int, clients: int, seed: int = 0, console: Cons
         "missing": missing,
         "unsound_stores": unsound,
     }
-
-
-def _wait_until_healthy(port: int) -> None:
-    until = time.monotonic() + 60.0
-    while time.monotonic() < until:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
-        try:
-            connection.request("GET", "/healthz")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.05)
-        finally:
-            connection.close()
-    raise TimeoutError("the node did not start within a minute")
 
 
 def _ask_until_it_dies(port: int, client: int, acknowledged: set[str]) -> None:

@@ -19,23 +19,20 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvicorn
 from rich.console import Console
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from bench.crash import _wait_until_healthy as wait_until_healthy
+from bench.in_thread import in_thread, wait_until_healthy
 from puhui.bundles.bundle import Card, seal
 from puhui.cascade.guarantee import Calibration
 from puhui.compress.static_training import StaticOptions, distill_static
@@ -202,23 +199,6 @@ async def _events() -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-@contextmanager
-def big_model() -> Iterator[str]:
-    """The base URL of a big model that answers whatever it is sent, in a thread."""
-    app = Starlette(routes=[Route("/v1/chat/completions", _answer, methods=["POST"])])
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def put_expert(folder: Path) -> None:
     """Puts an expert in place for the good bodies' system prompt, before the node starts."""
     draw = random.Random(0)
@@ -311,7 +291,8 @@ def run(folder: Path, *, bodies: int, seed: int = 0) -> dict[str, Any]:
     """All bodies against a fresh node; `failures` must be empty and `alive` true."""
     put_expert(folder)
     made, tally = Bodies(seed), Tally()
-    with big_model() as upstream:
+    app = Starlette(routes=[Route("/v1/chat/completions", _answer, methods=["POST"])])
+    with in_thread(app) as upstream:
         port = free_port()
         arguments = ["serve", "--upstream", upstream, "--port", str(port), "--data-dir", str(folder), "--no-learn"]
         with (folder / "node.log").open("wb") as log:

@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from bench.crash import big_model
+from bench.in_thread import in_thread
 from puhui.bundles.bundle import Card, seal
 from puhui.cascade.guarantee import Calibration, chance_of_at_most
 from puhui.compress.static_training import distill_static
@@ -47,6 +47,7 @@ from puhui.evolve.gate import Verdict
 from puhui.evolve.memory import Memory, Progress
 from puhui.evolve.process import ONE_THREAD
 from puhui.evolve.traffic import sort_request
+from puhui.gateway.app import build_app
 from puhui.gateway.chat import read_request
 from puhui.models.static import StaticModel
 from puhui.sense.idle import step_back
@@ -213,7 +214,7 @@ def run(folder: Path, *, rounds: int, requests: int, console: Console) -> list[d
 
     bodies = [_body(item.text) for item in items[TAUGHT : TAUGHT + requests]]
     port = free_port()
-    with big_model(same) as upstream, Processes(folder / "logs") as processes:
+    with in_thread(build_app(same)) as upstream, Processes(folder / "logs") as processes:
         arguments = ["puhui.cli.main", "serve", "--upstream", upstream, "--port", str(port), "--no-learn"]
         arguments += ["--data-dir", str(folder / "node")]
         processes.start("node", arguments, f"http://127.0.0.1:{port}/healthz")

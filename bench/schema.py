@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.crash import _wait_until_healthy as wait_until_healthy
+from bench.in_thread import wait_until_healthy
 from bench.stand_in import stand_in
 from puhui.demo.processes import free_port
 

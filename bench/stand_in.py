@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from puhui.demo.processes import free_port
+from bench.in_thread import in_thread
 
 MODELS = ("gpt-4o", "org/small", "text-embedding-3-small")
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
@@ -100,18 +97,8 @@ def stand_in_app(seen: list[dict[str, Any]] | None = None) -> Starlette:
 @contextmanager
 def stand_in(seen: list[dict[str, Any]] | None = None) -> Iterator[str]:
     """Its base URL; it is served in a thread."""
-    port = free_port()
-    config = uvicorn.Config(stand_in_app(seen), port=port, log_level="error", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with in_thread(stand_in_app(seen)) as url:
+        yield url
 
 
 async def _read(http: Request, seen: list[dict[str, Any]] | None) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ async def test_failures_are_in_the_ledger(store: Store, big: BigModel, key: Sign
         with pytest.raises(UpstreamUnavailable):
             await served(ask(QUESTIONS[0], stream=streaming))
         row = rows(store, "request")[-1]
-        assert row.status == 502
+        assert row.status == 503
         assert "cannot be reached" in row.note
     assert remembered(store) == []
 

@@ -26,6 +26,7 @@ import msgspec
 from puhui.bundles.card import Card as Card
 from puhui.core.errors import BundleError
 from puhui.models.family import ExpertModel, family_class
+from puhui.models.wire import NOT_JSON
 from puhui.trust.keys import SigningKey, verify
 
 CARD_FILE = "expert.json"
@@ -101,7 +102,7 @@ def read_card(folder: Path, *, expert: str | None = None, trusted: Collection[st
     try:
         card = msgspec.json.decode(card_bytes, type=Card)
         signature = msgspec.json.decode(_read(folder / SIGNATURE_FILE), type=Signature)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise BundleError(f"the bundle {folder} is damaged: {error}") from error
     if trusted is not None and signature.key not in trusted:
         raise BundleError(f"{folder / SIGNATURE_FILE} is of the key {signature.key[:16]}…, which is not trusted here")

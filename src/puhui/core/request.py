@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -29,6 +29,16 @@ Privacy: TypeAlias = Literal["device", "site", "any"]
 """How far a request may travel: not off this node, not off this site, or anywhere."""
 Keep: TypeAlias = Literal["nothing", "redacted", "whole"]
 """What may be kept of a request's text, least first."""
+LEAST_FIRST: tuple[Keep, ...] = get_args(Keep)
+
+
+def least_kept(keep: Keep, most: Keep | None) -> Keep:
+    """The lesser of what two agree to be kept; None agrees to anything.
+
+    >>> least_kept("whole", "redacted"), least_kept("nothing", None)
+    ('redacted', 'nothing')
+    """
+    return keep if most is None else min(keep, most, key=LEAST_FIRST.index)
 
 
 class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from puhui.gateway.allowance import Allowances
 from puhui.gateway.bodies import read_body
 from puhui.gateway.key_ring import KeyRing
 from puhui.gateway.replies import bytes_reply
+from puhui.models.wire import NOT_JSON
 from puhui.store.key_table import KeyRow
 from puhui.trust.api_keys import ApiKey, checked_name, new_key, read_rules
 
@@ -155,7 +156,7 @@ async def _wanted(http: HttpRequest) -> Wanted:
     body = await read_body(http)
     try:
         return msgspec.json.decode(body, type=Wanted)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the body is not usable: {error}") from error
 
 

@@ -19,8 +19,9 @@ from puhui.core.request import Request
 from puhui.gateway.bodies import caller_of, check_model, read_body
 from puhui.gateway.chat import error_event, headers_of, read_request, text_as_stream, whole_reply, with_report
 from puhui.gateway.openapi import document_route
-from puhui.gateway.passthrough import Forward, model_routes, passthrough_routes
+from puhui.gateway.passthrough import model_routes, passthrough_routes
 from puhui.gateway.replies import bytes_reply, error_object, json_reply, on_error, on_fault, on_http_error
+from puhui.node.forwarding import Forward
 
 log = logging.getLogger("puhui.gateway")
 

@@ -16,7 +16,7 @@ from puhui.core.errors import InvalidRequest
 from puhui.core.request import Caller, Message, Request
 from puhui.core.request_ids import current_id
 from puhui.gateway.needs import FIELD, headers_to_pass_on, read_caller, read_needs, read_said
-from puhui.models.wire import DONE, event_data
+from puhui.models.wire import DONE, NOT_JSON, event_data
 
 # Fields that never change what the answer says.
 _NEUTRAL = frozenset(
@@ -53,7 +53,6 @@ _MORE_THAN_TEXT: dict[str, tuple[Any, ...]] = {
 
 LONGEST_MODEL_NAME = 200  # what the ledger's columns hold, "big:" before it
 HEADER_SAFE = "".join(set(string.punctuation) - {"%"}) + " "
-_NOT_USABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_messages = msgspec.json.Decoder(tuple[Message, ...]).decode
@@ -88,7 +87,7 @@ def read_fields(body: bytes, *needed: str) -> Fields:
     try:
         body.decode()  # also what is not read here, but passed on and kept
         fields = _decode_fields(body)
-    except _NOT_USABLE as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the body is not a JSON object: {error}") from error
     for name in needed:
         if name not in fields:
@@ -125,14 +124,14 @@ def request_of(body: bytes, fields: Fields, headers: Mapping[str, str], caller: 
 def _field(fields: Mapping[str, msgspec.Raw], name: str, decode: Any) -> Any:
     try:
         return decode(fields[name])
-    except _NOT_USABLE as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the field {name!r} is not usable: {error}", param=name) from error
 
 
 def _is_plain(name: str, raw: msgspec.Raw) -> bool:
     try:
         value = msgspec.json.decode(raw)
-    except _NOT_USABLE as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the field {name!r} is not usable: {error}", param=name) from error
     return value is None or value in _MORE_THAN_TEXT[name]
 
@@ -143,7 +142,7 @@ def _settings(fields: Mapping[str, msgspec.Raw]) -> str:
         return ""
     try:
         return json.dumps([(name, msgspec.json.decode(fields[name])) for name in names], sort_keys=True)
-    except _NOT_USABLE as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the body is not usable: {error}") from error
 
 
@@ -273,7 +272,7 @@ _decode_streamed = msgspec.json.Decoder(_Streamed).decode
 def _wants_usage(body: bytes) -> bool:
     try:
         options = _decode_streamed(body).stream_options
-    except _NOT_USABLE:  # options that nobody understands: the answer is no worse without
+    except NOT_JSON:  # options that nobody understands: the answer is no worse without
         return False
     return options is not None and bool(options.include_usage)
 

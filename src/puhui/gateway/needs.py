@@ -14,7 +14,8 @@ from typing import Any, get_args
 import msgspec
 
 from puhui.core.errors import InvalidRequest
-from puhui.core.request import Caller, Keep, Needs, Privacy
+from puhui.core.request import LEAST_FIRST, Caller, Keep, Needs, Privacy, least_kept
+from puhui.models.wire import NOT_JSON
 
 FIELD = "puhui"
 NUMBERS = {
@@ -24,7 +25,6 @@ NUMBERS = {
 }
 PRIVACY_HEADER = "x-puhui-privacy"
 KEEP_HEADER = "x-puhui-keep"
-LEAST_FIRST: tuple[Keep, ...] = get_args(Keep)
 
 # Of one connection (RFC 9110, 7.6.1), of this server, or secrets between the caller and this node.
 _NOT_PASSED_ON = frozenset(
@@ -72,7 +72,7 @@ def read_said(raw: msgspec.Raw | None) -> Said:
         return _NO_WORD
     try:
         return _decode_said(raw) or _NO_WORD
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidRequest(f"the field 'puhui' may hold 'needs' and 'keep', no more: {error}", param=FIELD) from error
 
 
@@ -112,9 +112,7 @@ def read_caller(caller: Caller, headers: Mapping[str, str], said: Said) -> Calle
         if not known:
             raise InvalidRequest(f"the header {KEEP_HEADER} is {header!r}; it may be {', '.join(LEAST_FIRST)}")
         keep = known[0]
-    if caller.keep is not None:
-        keep = min(keep, caller.keep, key=LEAST_FIRST.index)
-    return msgspec.structs.replace(caller, keep=keep)
+    return msgspec.structs.replace(caller, keep=least_kept(keep, caller.keep))
 
 
 def headers_to_pass_on(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -22,12 +22,9 @@ from puhui.gateway.chat import HEADER_SAFE, error_event, read_fields, request_of
 from puhui.gateway.needs import headers_to_pass_on
 from puhui.gateway.replies import error_object, json_reply
 from puhui.models.endpoint import Forwarded
+from puhui.node.forwarding import Forward
 
 log = logging.getLogger("puhui.gateway")
-
-Forward = Callable[[str, Request], Awaitable[Forwarded]]
-"""Passes a request on to a path under the upstream's base URL, such as "/embeddings"; a request without a body is a
-GET."""
 
 PATHS = ("/completions", "/embeddings", "/responses")
 MODELS = "/models"

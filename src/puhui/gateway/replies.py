@@ -29,6 +29,7 @@ from puhui.core.errors import (
     UpstreamUnavailable,
 )
 from puhui.gateway.bodies import JSON, TooLarge, WrongType
+from puhui.models.wire import NOT_JSON
 
 log = logging.getLogger("puhui.gateway")
 
@@ -157,7 +158,7 @@ def _is_openai_error(body: bytes) -> bool:
     try:
         body.decode()
         _decode_refusal(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return False
     return True
 

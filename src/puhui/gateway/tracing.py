@@ -28,7 +28,7 @@ from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import MissingExtra, UpstreamRefused
 from puhui.core.request import Request
 from puhui.gateway.access_log import NO_ROUTE, Routes
-from puhui.models.wire import DONE, Completion, decode_completion
+from puhui.models.wire import DONE, NOT_JSON, Completion, decode_completion
 
 try:
     from opentelemetry import context as active
@@ -253,7 +253,7 @@ def _asked(request: Request) -> dict[str, Any]:
         found["gen_ai.request.stream"] = True
     try:
         asked = _decode_asked(request.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return found
     whole = {
         "choice.count": asked.n if asked.n != 1 else None,
@@ -290,7 +290,7 @@ def _answered(span: Span, answer: Answer) -> None:
     if answer.body is not None:
         try:
             completion: Completion = decode_completion(answer.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return
         if completion.model:
             span.set_attribute("gen_ai.response.model", completion.model)

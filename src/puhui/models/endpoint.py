@@ -16,7 +16,7 @@ from puhui.core.answer import Answer, Step
 from puhui.core.errors import SettingsError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
 from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts
-from puhui.models.wire import DONE, Completion, decode_completion, event_data, split_events, usage_of
+from puhui.models.wire import DONE, NOT_JSON, Completion, decode_completion, event_data, split_events, usage_of
 
 TOP_LOGPROBS = 20
 READ_OUT_S = 0.05
@@ -235,7 +235,7 @@ class Endpoint:
     def _decode(self, body: bytes) -> Completion:
         try:
             return decode_completion(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_JSON as error:
             # Not what it says: it may be the caller's own text, and errors are logged.
             raise UpstreamGarbled(
                 f"{self.url} sent {len(body)} bytes that are not a chat completion ({error})"

@@ -10,6 +10,8 @@ import msgspec
 from puhui.core.answer import Energy, Usage
 
 DONE = b"data: [DONE]\n\n"
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no JSON of the wanted shape, those that are nested too deeply included."""
 
 
 class TopToken(msgspec.Struct):

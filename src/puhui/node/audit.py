@@ -13,13 +13,13 @@ from sqlalchemy import bindparam, exists, select, update
 
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import NeedsUnmet, PuhuiError, StoreError, UnknownModel, UpstreamRefused
-from puhui.core.request import Keep, Message, Request
+from puhui.core.request import Keep, Message, Request, least_kept
 from puhui.core.settings import Privacy, Tariff
 from puhui.node.expert import Case
 from puhui.node.fitting import said
 from puhui.node.meter import meter
 from puhui.node.observer import NOBODY, Audited, Observers
-from puhui.node.privacy import IN_MEMORY, LEAST_FIRST, learned_alternatives, learned_text
+from puhui.node.privacy import IN_MEMORY, learned_alternatives, learned_text
 from puhui.store.database import Store
 from puhui.store.forgetting import FORGOTTEN
 from puhui.store.journal import Entry
@@ -115,7 +115,7 @@ class Auditor:
         rows = select(experience).where(experience.c.answer.is_(None), experience.c.body.is_not(None))
         of_memory = update(experience).where(experience.c.body == IN_MEMORY)
         nobodys = update(experience).where(experience.c.key == FORGOTTEN, experience.c.id != FORGOTTEN)
-        keep = min(self._privacy.keep, "redacted", key=LEAST_FIRST.index)  # its key may not have allowed more
+        keep = least_kept(self._privacy.keep, "redacted")  # its key may not have allowed more
         with self._store.begin() as connection:
             connection.execute(of_memory.values(body=None))
             connection.execute(nobodys.values(id=FORGOTTEN))

@@ -28,12 +28,11 @@ import msgspec
 from puhui.cascade.agreement import NOT_TEXT
 from puhui.core.answer import Answer
 from puhui.core.request import Request
+from puhui.models.wire import NOT_JSON
 
 MOST_TOKENS = ("max_tokens", "max_completion_tokens")
 BROKEN_OFF = frozenset({"length", "content_filter"})
 UNCHECKED = ("pattern", "format")
-
-_NOT_USABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -58,7 +57,7 @@ def fits(text: str, settings: str, known: Collection[str]) -> bool:
         return True
     try:
         return form.is_valid(msgspec.json.decode(text))
-    except _NOT_USABLE:
+    except NOT_JSON:
         return False
 
 
@@ -80,7 +79,7 @@ def _asks_for_one_token(body: bytes) -> bool:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         return any(bytes(fields[name]).strip() == b"1" for name in MOST_TOKENS if name in fields)
-    except _NOT_USABLE:
+    except NOT_JSON:
         return False
 
 

@@ -14,15 +14,13 @@ from typing import Any
 import msgspec
 
 from puhui.core.answer import Answer, Step, Usage
-from puhui.core.errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from puhui.core.errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
 from puhui.core.request import Request
 from puhui.models.endpoint import Forwarded
-from puhui.models.wire import DONE, event_data, split_events
+from puhui.models.http_link import MOST_BYTES
+from puhui.models.wire import DONE, NOT_JSON, event_data, split_events
 
-MOST_EVENT_BYTES = 32 * 1024 * 1024
 CLIENT_WENT_AWAY = 499
-
-_NOT_USABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 Forward = Callable[[str, Request], Awaitable[Forwarded]]
@@ -72,16 +70,22 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
 
 def status_of(error: UpstreamError) -> int:
     """The status that the ledger says of a request that failed so."""
-    if isinstance(error, UpstreamRefused):
-        return error.status
-    return 504 if isinstance(error, UpstreamTimeout) else 502
+    match error:
+        case UpstreamRefused():
+            return error.status
+        case UpstreamUnavailable():
+            return 503
+        case UpstreamTimeout():
+            return 504
+        case _:
+            return 502
 
 
 def usage_in(body: bytes, seconds: float) -> Usage:
     """The tokens that a reply or an event of a stream reports; 0 where it reports none."""
     try:
         reply = _decode_reply(body)
-    except _NOT_USABLE:
+    except NOT_JSON:
         return Usage(seconds=seconds)
     tokens = reply.usage or (reply.response.usage if reply.response is not None else None) or _Tokens()
     return Usage(
@@ -105,7 +109,7 @@ async def _metered(
         await record(answer, first_s)
 
     try:
-        async for event in split_events(pieces, MOST_EVENT_BYTES):
+        async for event in split_events(pieces, MOST_BYTES):
             sent += 1
             first_s = time.perf_counter() - started if first_s is None else first_s
             if b'"usage"' in event and (told := usage_in(event_data(event), 0.0)) != Usage():

@@ -205,12 +205,13 @@ class Node:
     async def _record(self, request: Request, answer: Answer, seat: Seat, first_s: float | None = None) -> None:
         answer.usage = meter(request, answer, self.tariff)
         entries: list[Entry] = [(ledger, request_row(request, answer, seat.task))]
-        audit = answer.expert is not None and seat.coin
+        # What the big model is asked for an audit, without streaming, which an audit has no use for.
+        audited = _not_streamed(request.body) if answer.expert is not None and seat.coin else None
         if answer.expert is not None:
             self._cpu_of_experts += answer.usage.cpu_seconds
         try:
-            if seat.traffic is not None and (audit or answer.expert is None):
-                entries += self._experience(request, answer, seat, seat.traffic)
+            if seat.traffic is not None and (audited is not None or answer.expert is None):
+                entries += self._experience(request, answer, seat, seat.traffic, audited or b"")
             await self._journal.append(entries)
         except StoreError:
             seat.drop()
@@ -221,14 +222,16 @@ class Node:
             self._observers.tell(_served(request, answer, seat, first_s=first_s))
         if seat.expert is None or seat.case is None:
             return
-        if audit:
-            self._auditor.add(_audit(request, answer, seat.expert, seat.case, seat.keep))
+        if audited is not None:
+            self._auditor.add(_audit(request, answer, seat.expert, seat.case, seat.keep, audited))
         else:
             seat.case.loss = 0.0
             await self._settle(seat.expert, request.id)
 
-    def _experience(self, request: Request, answer: Answer, seat: Seat, traffic: Traffic) -> list[Entry]:
-        """What is kept of the request, as far as any of it may be."""
+    def _experience(
+        self, request: Request, answer: Answer, seat: Seat, traffic: Traffic, audited: bytes
+    ) -> list[Entry]:
+        """What is kept of the request, as far as any of it may be; `audited` is what an audit asks (empty: none)."""
         row = experience_row(
             request,
             answer,
@@ -236,7 +239,7 @@ class Node:
             task=seat.task,
             expert=seat.expert.id if seat.expert is not None else None,
             coin=seat.coin,
-            body=_not_streamed(request.body) if answer.expert is not None else b"",
+            body=audited,
         )
         if row is None:
             return []
@@ -384,9 +387,8 @@ def _changed(kind: Literal["promotion", "demotion", "retirement"], expert: Exper
     return Changed(kind=kind, task=expert.task.id, task_name=expert.task.name, expert=expert.id, reason=reason)
 
 
-def _audit(request: Request, answer: Answer, expert: Expert, case: Case, keep: Keep) -> Audit:
+def _audit(request: Request, answer: Answer, expert: Expert, case: Case, keep: Keep, body: bytes) -> Audit:
     needs = Needs(privacy=request.needs.privacy)  # nobody waits for an audit, but it may go no further than that
-    body = _not_streamed(request.body)
     asked = msgspec.structs.replace(request, stream=False, body=body, alternatives=True, needs=needs)
     return Audit(asked, expert.task.id, expert.id, answer.text or "", case, keep)
 

@@ -20,7 +20,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import select
@@ -29,7 +29,7 @@ from puhui.bundles.bundle import CARD_FILE
 from puhui.cascade.agreement import NOT_TEXT
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import StoreError
-from puhui.core.request import Keep, Request
+from puhui.core.request import Keep, Request, least_kept
 from puhui.core.request import Privacy as Travels
 from puhui.core.settings import Privacy
 from puhui.evolve.traffic import Traffic, sort_request
@@ -41,7 +41,6 @@ from puhui.trust.redaction import MARKS, redact
 
 log = logging.getLogger("puhui.node")
 
-LEAST_FIRST: tuple[Keep, ...] = get_args(Keep)
 SWEEP_EVERY_S = 60.0
 BETWEEN_BATCHES_S = 0.05
 DAY_S = 86_400.0
@@ -59,9 +58,7 @@ class Reading(NamedTuple):
 def read_request(request: Request, privacy: Privacy) -> Reading:
     """How a request is read: redacted, unless node, key and request all let it be kept whole or the whole is read
     and nothing kept."""
-    keep = privacy.keep
-    if request.caller.keep is not None:
-        keep = min(keep, request.caller.keep, key=LEAST_FIRST.index)
+    keep = least_kept(privacy.keep, request.caller.keep)
     whole = privacy.keep == "whole" and keep != "redacted"
     return Reading(sort_request(request, redacted=not whole), keep)
 

@@ -9,6 +9,7 @@ import msgspec
 from puhui.core.errors import NeedsUnmet
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
+from puhui.models.wire import NOT_JSON
 from puhui.upstreams.upstream import Upstream
 
 CHARACTERS_PER_TOKEN = 4
@@ -80,7 +81,7 @@ def expected_tokens(body: bytes) -> tuple[int, int]:
     """
     try:
         bounds = _decode_bounds(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         bounds = _Bounds()
     said = (bounds.max_completion_tokens, bounds.max_tokens, bounds.max_output_tokens)
     written = next((tokens for tokens in said if tokens is not None), TOKENS_IF_UNSAID)
