@@ -21,6 +21,7 @@ HOST = "127.0.0.1"
 SYSTEM = "Say in one word what this is about."
 QUESTION = "about my account and the bank or the cash, number %d"
 _NUMBER = b"cash, number "
+TICK_S = 0.001
 
 
 def body_of(number: int, *, model: str = "mock") -> bytes:
@@ -82,17 +83,31 @@ def length_of(head: bytes) -> int:
 
 
 class Seen(NamedTuple):
-    """What one run of the load saw: seconds of each answer, how many were no 200, and how long all took."""
+    """What one run of the load saw: seconds of each good answer and of each refusal (429), replies by status, seconds.
+
+    A status of 0 is a connection that broke. `unsent` are requests that were due when all the connections that the
+    load may open were waiting: they were never asked.
+    """
 
     latencies: list[float]
-    refused: int
-    seconds: float
+    refusals: list[float]
     statuses: dict[int, int]
+    seconds: float
+    unsent: int = 0
 
     @property
     def rate(self) -> float:
         """Good answers a second."""
         return len(self.latencies) / self.seconds
+
+    @property
+    def refused(self) -> int:
+        """Requests without a good answer."""
+        return self.unsent + sum(self.statuses.values()) - len(self.latencies)
+
+
+Ended = Callable[["Client", int], None]
+"""What is done with a connection whose request has ended, and the status of the reply: 0 if there is none."""
 
 
 class Client(asyncio.Protocol):
@@ -101,7 +116,7 @@ class Client(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = b""
         self._whole = 0
-        self._done: asyncio.Future[int] | None = None
+        self._ended: Ended | None = None
         self.last = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,25 +131,38 @@ class Client(asyncio.Protocol):
             if not blank:
                 return
             self._whole = len(head) + 4 + length_of(head)
-        if len(self._buffer) >= self._whole and self._done is not None:
+        if len(self._buffer) >= self._whole:
             self.last, self._buffer, self._whole = self._buffer, b"", 0
-            if not self._done.done():
-                self._done.set_result(int(self.last[9:12]))
+            self._end(int(self.last[9:12]))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Whoever waits is told."""
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(error or ConnectionError("the gateway closed the connection"))
+        self._end(0)
+
+    def begin(self, request: bytes, ended: Ended) -> None:
+        """Asks; `ended` is called once."""
+        self._ended = ended
+        self._transport.write(request)
 
     async def ask(self, request: bytes) -> int:
         """The status of the reply."""
-        self._done = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._done
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def ended(_: Client, status: int) -> None:
+            if not done.done():
+                done.set_result(status)
+
+        self.begin(request, ended)
+        return await done
 
     def close(self) -> None:
         """Hangs up."""
         self._transport.close()
+
+    def _end(self, status: int) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self, status)
 
 
 async def connect(port: int, count: int) -> list[Client]:
@@ -146,15 +174,19 @@ async def connect(port: int, count: int) -> list[Client]:
 class _Tally:
     def __init__(self) -> None:
         self.latencies: list[float] = []
+        self.refusals: list[float] = []
         self.statuses: dict[int, int] = {}
+        self.unsent = 0
 
     def add(self, status: int, seconds: float) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status == 200:
             self.latencies.append(seconds)
+        elif status == 429:
+            self.refusals.append(seconds)
 
     def seen(self, seconds: float) -> Seen:
-        return Seen(self.latencies, sum(self.statuses.values()) - len(self.latencies), seconds, self.statuses)
+        return Seen(self.latencies, self.refusals, self.statuses, seconds, self.unsent)
 
 
 async def closed_loop(
@@ -177,39 +209,82 @@ async def closed_loop(
     return tally.seen(time.perf_counter() - started)
 
 
+class _OpenLoop:
+    """Requests sent when they are due, each over a connection that is idle, or over a new one."""
+
+    def __init__(self, port: int, make: Callable[[int], bytes], most_open: int) -> None:
+        self._port, self._make, self._most_open = port, make, most_open
+        self._idle: list[Client] = []
+        self._open = 0
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._all_ended: asyncio.Future[None] | None = None
+        self.tally = _Tally()
+
+    def send(self, number: int, due: float) -> None:
+        """Sends request `number`, which is due now, or since a moment."""
+        if self._idle:
+            self._under_way += 1
+            self._begin(self._idle.pop(), number, due)
+        elif self._open < self._most_open:
+            self._under_way += 1
+            self._open += 1
+            task = asyncio.ensure_future(self._connect(number, due))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        else:
+            self.tally.unsent += 1
+
+    async def _connect(self, number: int, due: float) -> None:
+        try:
+            client = (await connect(self._port, 1))[0]
+        except OSError:
+            self._open -= 1
+            self._end(0, due)
+        else:
+            self._begin(client, number, due)
+
+    def _begin(self, client: Client, number: int, due: float) -> None:
+        def ended(client: Client, status: int) -> None:
+            if status:
+                self._idle.append(client)
+            else:
+                self._open -= 1
+            self._end(status, due)
+
+        client.begin(self._make(number), ended)
+
+    async def close(self) -> None:
+        """Waits for what is under way, and hangs up."""
+        if self._under_way:
+            self._all_ended = asyncio.get_running_loop().create_future()
+            await self._all_ended
+        for client in self._idle:
+            client.close()
+
+    def _end(self, status: int, due: float) -> None:
+        self._under_way -= 1
+        self.tally.add(status, time.perf_counter() - due)
+        if not self._under_way and self._all_ended is not None:
+            self._all_ended.set_result(None)
+
+
 async def open_loop(
     port: int, make: Callable[[int], bytes], *, rate: float, seconds: float, most_open: int = 2000
 ) -> Seen:
     """Requests at `rate` a second whatever the answers take; latencies count from when each was due."""
-    tally, idle = _Tally(), await connect(port, 1)
-    under_way: set[asyncio.Task[None]] = set()
+    load = _OpenLoop(port, make, most_open)
     started = time.perf_counter()
-
-    async def one(number: int, due: float) -> None:
-        client = idle.pop() if idle else (await connect(port, 1))[0]
-        try:
-            status = await client.ask(make(number))
-        except OSError:
-            status = 0
-        tally.add(status, time.perf_counter() - due)
-        if status:
-            idle.append(client)
-
-    for number in range(int(rate * seconds)):
-        due = started + number / rate
-        if (wait := due - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        if len(under_way) >= most_open:
-            tally.add(0, 0.0)
-            continue
-        task = asyncio.ensure_future(one(number, due))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
-    seen = tally.seen(time.perf_counter() - started)
-    for client in idle:
-        client.close()
-    return seen
+    number, requests = 0, int(rate * seconds)
+    while number < requests:
+        due = min(requests, int((time.perf_counter() - started) * rate) + 1)
+        while number < due:
+            load.send(number, started + number / rate)
+            number += 1
+        # Not less than the loop's clock ticks: a shorter sleep is none, and takes the processor from the mock.
+        await asyncio.sleep(max(TICK_S, started + number / rate - time.perf_counter()))
+    await load.close()
+    return load.tally.seen(time.perf_counter() - started)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from puhui.gateway.admission import BACK_IN_S, LEAST_AT_ONCE, TARGET_S, WINDOW_LOOKS, Admission, Limiter
+from puhui.gateway.admission import BACK_IN_S, LEAST_AT_ONCE, TARGET_S, WINDOW_LOOKS, Admission, Gate, Limiter
 from serving import serving, wait_until
 
 
@@ -88,8 +88,8 @@ class Slow:
                 Route("/healthz", lambda _: JSONResponse({"status": "ok"})),
             ]
         )
-        self.admission = Admission(inner, most_at_once=most_at_once)
-        self.app = self.admission
+        self.gate = Gate(most_at_once)
+        self.app = Admission(inner, gate=self.gate)
 
     async def _work(self, request: Request) -> Response:
         await request.body()
@@ -129,9 +129,9 @@ async def test_a_surge_is_cut_and_passes() -> None:
                 assert int(headers["retry-after"]) in BACK_IN_S
                 error = json.loads(body)["error"]
                 assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "overloaded", None)
-        assert slow.admission.refused == statuses[429]
+        assert slow.gate.refused == statuses[429]
         assert [(await ask(url))[0] for _ in range(5)] == [200] * 5
-    assert slow.admission.under_way == 0
+    assert slow.gate.under_way == 0
 
 
 async def test_most_at_once_is_kept() -> None:
@@ -139,7 +139,7 @@ async def test_most_at_once_is_kept() -> None:
     with serving(slow.app) as url:  # type: ignore[arg-type]
         async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
             waiting = [asyncio.ensure_future(client.get("/v1/wait")) for _ in range(3)]
-            await asyncio.to_thread(wait_until, lambda: slow.admission.under_way == 3)
+            await asyncio.to_thread(wait_until, lambda: slow.gate.under_way == 3)
             assert (await client.get("/v1/wait")).status_code == 429
             assert (await client.get("/healthz")).status_code == 200
             slow.release.set()

@@ -8,16 +8,36 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from puhui.gateway import connections
+from puhui.gateway.admission import Gate, add_gate
 from puhui.gateway.connections import MOST_HEAD_BYTES, BoundedProtocol, BoundedServer, allow_many_files
 from serving import wait_until
+
+
+@contextlib.contextmanager
+def bounded(app: Starlette, *, loop: Literal["uvloop", "asyncio"] = "uvloop") -> Iterator[int]:
+    """The port of `app`, served as a node is."""
+    config = uvicorn.Config(app, loop=loop, http=BoundedProtocol, log_level="critical", timeout_graceful_shutdown=1)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = BoundedServer(config)
+    app.state.server = server
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join(10.0)
+    listening.close()
+    assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -27,16 +47,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(connections, "SWEEP_EVERY_TICKS", 1)
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 5)
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here"), methods=["GET", "POST"])])
-    config = uvicorn.Config(app, http=BoundedProtocol, log_level="critical", timeout_graceful_shutdown=1)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = BoundedServer(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join(10.0)
-    listening.close()
+    with bounded(app) as port:
+        yield port
 
 
 def opened(port: int, sent: bytes = b"") -> socket.socket:
@@ -117,3 +129,102 @@ async def test_sweeping_leaves_what_owes_nothing() -> None:
     server = BoundedServer(uvicorn.Config(Starlette()))
     server.server_state.connections.add(object())  # type: ignore[arg-type]
     server.sweep(asyncio.get_running_loop().time() + 1e6)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_connections_that_come_while_the_loop_is_busy_are_accepted_together(loop: Literal["uvloop", "asyncio"]) -> None:
+    busy, go_on, accepted = threading.Event(), threading.Event(), []
+
+    async def hold_up(_: Request) -> Response:
+        busy.set()
+        go_on.wait(10.0)  # the loop's thread waits: it stands for work
+        return PlainTextResponse("done")
+
+    async def count(request: Request) -> Response:
+        accepted.append(len(request.app.state.server.server_state.connections))
+        return PlainTextResponse("done")
+
+    app = Starlette(routes=[Route("/hold", hold_up), Route("/count", count)])
+    with bounded(app, loop=loop) as port, contextlib.ExitStack() as stack:
+        stack.enter_context(opened(port, b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n"))
+        assert busy.wait(10.0)
+        for _ in range(60):
+            stack.enter_context(opened(port, b"GET /count HTTP/1.1\r\nhost: x\r\n\r\n"))
+        go_on.set()
+        wait_until(lambda: len(accepted) == 60)
+    assert accepted[0] == 61  # uvloop alone accepts one, answers it, and accepts the next
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[int, Gate, threading.Event]]:
+    """A server with room for one request, and what lets those end that wait."""
+    gate, release = Gate(1), threading.Event()
+
+    async def wait(request: Request) -> Response:
+        await asyncio.to_thread(release.wait, 10.0)
+        return PlainTextResponse(f"{len(await request.body())} bytes")
+
+    app = Starlette(
+        routes=[Route("/v1/x", wait, methods=["POST"]), Route("/page", lambda _: PlainTextResponse("page"))]
+    )
+    add_gate(app, gate)
+    with bounded(app) as port:
+        yield port, gate, release
+        release.set()
+
+
+REFUSED = {
+    "whole": b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody",
+    "chunked": b"POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    "no body": b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n",
+    "wants to go": b"POST /v1/x HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbody",
+    "old": b"POST /v1/x HTTP/1.0\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody",
+    "waits for 100": b"POST /v1/x HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_too_much_is_refused_as_it_is_read(full: tuple[int, Gate, threading.Event], kind: str) -> None:
+    port, gate, release = full
+    inside = opened(port, REFUSED["whole"])
+    wait_until(lambda: gate.under_way == 1)
+    outside = opened(port, REFUSED[kind])
+    head, _, body = outside.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+    assert b"\r\nretry-after: " in head
+    assert json.loads(body)["error"]["code"] == "overloaded"
+    assert gate.refused == 1
+    assert b"page" in all_of(opened(port, b"GET /page HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+    release.set()
+    assert b"4 bytes" in inside.recv(65536)
+    wait_until(lambda: gate.under_way == 0)
+    if kind in ("whole", "chunked", "no body"):  # the connection is as good as before
+        outside.sendall(REFUSED["whole"])
+        assert b"4 bytes" in outside.recv(65536)
+        outside.close()
+    else:
+        assert all_of(outside) == b""
+    inside.close()
+
+
+def test_of_two_requests_read_at_once_each_is_counted(full: tuple[int, Gate, threading.Event]) -> None:
+    port, gate, release = full
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(opened(port, REFUSED["whole"])) for _ in range(20)]
+        wait_until(lambda: gate.refused == 19)
+        assert gate.under_way == 1
+        release.set()
+        statuses = sorted(connection.recv(65536)[9:12] for connection in many)
+    assert statuses == [b"200"] + [b"429"] * 19
+
+
+def test_requests_sent_ahead_wait_for_their_turn(full: tuple[int, Gate, threading.Event]) -> None:
+    port, gate, release = full
+    connection = opened(port, REFUSED["whole"] + REFUSED["whole"])
+    wait_until(lambda: gate.under_way == 1)
+    release.set()
+    found = b""
+    while found.count(b"4 bytes") < 2:
+        found += connection.recv(65536)
+    connection.close()
+    assert gate.refused == 0

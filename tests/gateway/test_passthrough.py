@@ -130,7 +130,7 @@ def test_an_upstream_that_is_down_has_a_row_and_a_time_to_come_back(tmp_path: Pa
         response = httpx.post(f"{url}/v1/embeddings", json={"model": "m", "input": "a"}, timeout=30.0)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
-        assert [(row.model, row.status) for row in rows(tmp_path)] == [("m", 502)]
+        assert [(row.model, row.status) for row in rows(tmp_path)] == [("m", 503)]
 
 
 def test_a_client_that_leaves_a_stream_has_a_row_that_says_so(http: httpx.Client, folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.blas import saxpy
 
 FloatArray = npt.NDArray[np.float32]
 Kernel = Callable[[FloatArray], FloatArray]
@@ -40,6 +41,11 @@ class _Pair(NamedTuple):
 
     def times(self, factor: float) -> _Pair:
         return _Pair(self.plain * np.float32(factor), self.image * np.float32(factor))
+
+    def add(self, factor: float, other: _Pair) -> None:
+        """In place, which is a third of the memory's work of `plus`."""
+        for mine, others in zip(self, other, strict=True):
+            saxpy(others.reshape(-1), mine.reshape(-1), a=factor)
 
     def dot(self, other: _Pair) -> float:
         return float(np.vdot(self.plain, other.image))
@@ -107,11 +113,11 @@ def _direction(gradient: _Pair, moves: deque[_Move]) -> _Pair:
     shares = []
     for move in reversed(moves):
         shares.append(move.inverse * move.step.dot(away))
-        away = away.plus(-shares[-1], move.change)
+        away.add(-shares[-1], move.change)
     last = moves[-1]
     away = away.times(1.0 / (last.inverse * last.change.dot(last.change)))
     for move, share in zip(moves, reversed(shares), strict=True):
-        away = away.plus(share - move.inverse * move.change.dot(away), move.step)
+        away.add(share - move.inverse * move.change.dot(away), move.step)
     return away
 
 

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puhui.core.errors import Overloaded
 from puhui.gateway.replies import error_object
 
+log = logging.getLogger("puhui.gateway")
+
 MOST_AT_ONCE = 2000
 LEAST_AT_ONCE = 16
-TARGET_S = 0.030
+TARGET_S = 0.008
 """How long what is ready may wait for its turn: an answer takes about six turns of the loop."""
 HOPELESS_S = 0.150
 """So far behind, the loop takes nothing new before it has caught up."""
@@ -29,8 +33,9 @@ LOOK_EVERY_S, WINDOW_S, WINDOW_LOOKS = 0.02, 0.1, 2
 RISE = 1.1
 BACK_IN_S = (1, 2, 3)
 """In turn, so that those who are sent away do not all come back at once."""
-BOUNDED = ("/v1/",)
-"""Paths that make work. Health, metrics and pages are never refused: they say how things stand."""
+TELL_EVERY_S = 10.0
+BOUNDED = "/v1/"
+"""Where paths begin that make work. Health, metrics and pages are never refused: they say how things stand."""
 
 
 class Limiter:
@@ -64,34 +69,45 @@ class Limiter:
         return under_way < self.limit and (overdue_s < HOPELESS_S or under_way < self._least)
 
 
-class Admission:
-    """An ASGI layer that answers 429 with `Retry-After` to what is too much. `refused` counts those."""
+class Gate:
+    """What is under way in a node, and whether one more may come. `refused` counts those that might not.
 
-    def __init__(self, app: ASGIApp, *, most_at_once: int = MOST_AT_ONCE) -> None:
-        self.app = app
+    Requests are let in twice: by the connection that read them (`lets_in`), for which a refusal is as cheap as can be,
+    and by `Admission`, which sees them begin and end. In between they are `_coming`, for one turn of the loop.
+    """
+
+    def __init__(self, most_at_once: int = MOST_AT_ONCE) -> None:
         self.limiter = Limiter(most_at_once)
         self.under_way = 0
         self.refused = 0
+        self._coming = 0
         self._due: float | None = None
-        self._refusals = itertools.cycle(map(_refusal, BACK_IN_S))
+        self._refusals = itertools.cycle([Refusal(seconds) for seconds in BACK_IN_S])
+        self._told = 0
+        self._tell_after = 0.0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or refuses it without reading its body."""
-        if scope["type"] != "http" or not scope["path"].startswith(BOUNDED):
-            await self.app(scope, receive, send)
-            return
+    def lets_in(self) -> bool:
+        """Whether a request that a connection has read may come in; if so it is on its way to `Admission`."""
+        if not self.has_room():
+            return False
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._have_come)
+        self._coming += 1
+        return True
+
+    def has_room(self) -> bool:
+        """Whether one more may come."""
         if self._due is None:
             self._look_again(asyncio.get_running_loop())
-        if not self.limiter.admits(self.under_way, time.monotonic() - (self._due or 0.0)):
-            self.refused += 1
-            for message in next(self._refusals):
-                await send(message)
-            return
-        self.under_way += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.under_way -= 1
+        return self.limiter.admits(self.under_way + self._coming, time.monotonic() - (self._due or 0.0))
+
+    def refuse(self) -> Refusal:
+        """What is said to a request that may not come."""
+        self.refused += 1
+        return next(self._refusals)
+
+    def _have_come(self) -> None:
+        self._coming = 0
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not the loop's own time, which may stand still while it is busy.
@@ -101,24 +117,61 @@ class Admission:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
         self.limiter.look(now, now - (self._due or now), self.under_way)
+        if self.refused > self._told and now >= self._tell_after:
+            log.warning("too much at once: %d requests were refused", self.refused - self._told)
+            self._told, self._tell_after = self.refused, now + TELL_EVERY_S
         if self.under_way or self.limiter.limit < self.limiter.most:
             self._look_again(loop)
         else:
             self._due = None  # an idle node need not look
 
 
-def _refusal(back_in_s: int) -> tuple[Message, Message]:
-    """The two messages of a refusal, made once: under overload there is no time for it."""
-    status, shown = error_object(
-        Overloaded(f"this node is at its limit; come back in {back_in_s} s", retry_after_s=back_in_s)
-    )
-    body = msgspec.json.encode(shown)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"retry-after", b"%d" % back_in_s),
-    ]
-    return (
-        {"type": "http.response.start", "status": status, "headers": headers},
-        {"type": "http.response.body", "body": body},
-    )
+class Admission:
+    """An ASGI layer that answers 429 with `Retry-After` to what is too much for the `gate`."""
+
+    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or refuses it without reading its body."""
+        if scope["type"] != "http" or not scope["path"].startswith(BOUNDED):
+            await self._app(scope, receive, send)
+            return
+        gate = self._gate
+        if not gate.has_room():
+            for message in gate.refuse().messages:
+                await send(message)
+            return
+        gate.under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            gate.under_way -= 1
+
+
+def add_gate(app: Starlette, gate: Gate) -> None:
+    """Puts the gate before all that `app` has so far, and where `connections` look for it."""
+    app.add_middleware(Admission, gate=gate)
+    app.state.gate = gate
+
+
+class Refusal:
+    """A refusal, made once: under overload there is no time for it. As ASGI `messages`, and as the bytes of a reply."""
+
+    def __init__(self, back_in_s: int) -> None:
+        status, shown = error_object(
+            Overloaded(f"this node is at its limit; come back in {back_in_s} s", retry_after_s=back_in_s)
+        )
+        body = msgspec.json.encode(shown)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"retry-after", b"%d" % back_in_s),
+        ]
+        self.messages: tuple[Message, Message] = (
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body},
+        )
+        head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.reply = b"HTTP/1.1 %d Too Many Requests\r\n%s\r\n%s" % (status, head, body)

@@ -1,37 +1,50 @@
-"""Connections that cannot be held open: uvicorn's protocol with a time and a size within which a request must come.
+"""Connections that cannot be held open, and that do not wait unseen: uvicorn's protocol and server with bounds.
 
 uvicorn waits for ever for a request that was begun, and keeps a header however long it grows: whoever opens
 connections and sends a byte now and then (slow loris) takes a server away from all others.
+
+uvloop accepts one connection in each turn of its loop. When turns are long, under load, new connections then wait for
+seconds where nothing in the process can see them: a queue that no bound on requests keeps short.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Any
 
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from puhui.gateway.admission import BOUNDED, Gate
+
 REQUEST_WITHIN_S = 60.0
 """From a request's first byte (or from the connection) to its last."""
 MOST_HEAD_BYTES = 64 * 1024
+_BOUNDED = BOUNDED.encode()
 KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections, so that it is they who hang up and none asks into a closing one."""
 MOST_CONNECTIONS = 10_000
 SPARE_FILES = 100
+ACCEPTED_A_TURN = 200
 SWEEP_EVERY_TICKS = 10  # of a tenth of a second
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. `waiting_since` is the loop's time at which it began to owe a request, None if it owes none."""
+    """One connection. `waiting_since` is the loop's time at which it began to owe a request, None if it owes none.
+
+    What the application's `gate` has no room for is refused here, before anything is made of it.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting_since: float | None = None
+        self._gate: Gate | None = getattr(getattr(self.config.app, "state", None), "gate", None)
         self._in_head = True
         self._head_bytes = 0
+        self._refusing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Room is made by whoever has owed a request for longest."""
@@ -58,13 +71,37 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """What comes now is the body, which the application bounds."""
         self._in_head = False
-        super().on_headers_complete()
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if self._gate is None or busy or not self.url.startswith(_BOUNDED) or self._gate.lets_in():
+            super().on_headers_complete()
+        else:
+            self._refusing = True
+            if self.expect_100_continue:  # its body would not come before it is wanted
+                self._too_much(stay=False)
+
+    def on_body(self, body: bytes) -> None:
+        """Of a request that is refused, nothing is kept."""
+        if not self._refusing:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole: nothing is owed."""
         self.waiting_since = None
         self._in_head, self._head_bytes = True, 0
-        super().on_message_complete()
+        if self._refusing:
+            self._refusing = False
+            if not self.transport.is_closing():
+                self._too_much(stay=self.parser.should_keep_alive())
+        else:
+            super().on_message_complete()
+
+    def _too_much(self, *, stay: bool) -> None:
+        assert self._gate is not None
+        self.transport.write(self._gate.refuse().reply)
+        if stay:
+            self.on_response_complete()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error object like everything else."""
@@ -80,7 +117,51 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedServer(uvicorn.Server):
-    """A server that hangs up on connections whose request does not come in time."""
+    """A server that accepts at once, and hangs up on connections whose request does not come in time."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, and beside uvloop's own way to accept another that does not leave any waiting."""
+        await super().startup(sockets)
+        self._doors: list[socket.socket] = []
+        self._arriving: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        if not type(loop).__module__.startswith("uvloop"):
+            return  # asyncio's own loop accepts all that wait
+        for listening in sockets or []:
+            door = listening.dup()  # the loop lets nobody else watch a file that it watches itself
+            door.setblocking(False)
+            self._doors.append(door)
+            loop.add_reader(door, self._accept, door)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes its own doors first."""
+        loop = asyncio.get_running_loop()
+        for door in self._doors:
+            loop.remove_reader(door)
+            door.close()
+        await super().shutdown(sockets)
+
+    def _accept(self, door: socket.socket) -> None:
+        for _ in range(ACCEPTED_A_TURN):
+            try:
+                connection, _ = door.accept()
+            except OSError:  # none is left, it has gone already, or there are no more files
+                return
+            task = asyncio.ensure_future(self._welcome(connection))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):  # it has gone
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ten times a second."""

@@ -27,7 +27,8 @@ States = Callable[[], Sequence[Mapping[str, Any]]]
 class Instruments:
     """All of them, for one node. Requests are served within `at_work`.
 
-    `upstreams` gives each upstream's state, as `Pool.state` does. Without `log_format` no lines are written for
+    `upstreams` gives each upstream's state, as `Pool.state` does, and `refused` how many requests were too much.
+    Without `log_format` no lines are written for
     requests; they go to `stream` (None: standard error). `otlp_endpoint` is the base URL of a collector for traces;
     without one, and without `tracing`, there are none.
     """
@@ -37,6 +38,7 @@ class Instruments:
         store: Store,
         upstreams: States,
         *,
+        refused: Callable[[], int] = lambda: 0,
         currency: str = "USD",
         log_format: LogFormat | None = "text",
         otlp_endpoint: str | None = None,
@@ -46,7 +48,7 @@ class Instruments:
         self._store = store
         self._upstreams = upstreams
         self._writer = LineWriter(stream) if log_format else None
-        self._metrics = Metrics(store, upstreams=upstreams, currency=currency)
+        self._metrics = Metrics(store, upstreams=upstreams, refused=refused, currency=currency)
         lines = [AccessLog(self._writer, log_format).end] if self._writer is not None and log_format else []
         self._exchanges = Exchanges([self._metrics.exchanged, *lines])
         self._tracing = tracing if tracing is not None else _tracing(otlp_endpoint)

@@ -160,12 +160,14 @@ class Metrics(Collector):
         store: Store,
         *,
         upstreams: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+        refused: Callable[[], int] = lambda: 0,
         currency: str = "USD",
     ) -> None:
         self.node: Node | None = None
         """The node whose experts are shown; set once it is there (it is told of its observers when it is made)."""
         self._tail = LedgerTail(store)
         self._upstreams = upstreams
+        self._refused = refused
         self._currency = currency
         self._models: dict[str, str] = {}
         self._requests: Counter[Answered] = Counter()
@@ -262,6 +264,9 @@ class Metrics(Collector):
         for (route, status), count in self._replies.items():
             replies.add_metric((route, str(status)), count)
         yield replies
+        yield CounterMetricFamily(
+            "puhui_overload_refusals", "Requests refused because the node is at its limit.", self._refused()
+        )
         yield _histogram("puhui_request_duration_seconds", "From a request's arrival to its row.", "by", self._duration)
         yield _histogram(
             "puhui_time_to_first_token_seconds",
