@@ -125,14 +125,13 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
             store.close()
 
     own_api = node_api_routes(node, feed, models=pool.models, is_admin=ring.is_admin)
-    own = [*device_routes(store, roster), *key_routes(ring, allowances), *own_api, *instruments.routes(node)]
-    routes = [*own, *forget_routes(store), *more_routes]
+    own = [*device_routes(store, roster), *key_routes(ring, allowances), *own_api, *forget_routes(store)]
     app = build_app(
         instruments.around_node(node),
         models=pool.models,
         state=lambda: _state(node, pool),
         lifespan=lifespan,
-        more_routes=routes,
+        more_routes=[*own, *instruments.routes(node), *more_routes],
         forward=node.forward,
     )
     add_door(
