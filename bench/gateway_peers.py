@@ -111,17 +111,23 @@ def start_mock(work: Path, core: int | None, *, latency_ms: float, says: str = "
 
 
 def start_puhui(
-    work: Path, core: int | None, upstream: str, *, expert: bool = False, name: str = "puhui", learn: bool = True
+    work: Path,
+    core: int | None,
+    upstream: str,
+    *,
+    name: str = "puhui",
+    learn: bool = True,
+    audits: float | None = None,
 ) -> Running:
-    """`puhui serve`, ledger on; with `expert`, one is in place that answers everything, past its probation."""
+    """`puhui serve`, ledger on. With `audits`, an expert is in place that answers everything, so often audited."""
     folder, port = work / name, free_port()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     more = [] if learn else ["--no-learn"]
-    if expert:
+    if audits is not None:
         put_expert(folder)
         config = folder / "puhui.toml"
-        config.write_text("[audit_rate]\nprobation = 0.05\nprobation_requests = 0\n")
+        config.write_text(f"[audit_rate]\nprobation = {audits}\nsteady = {audits}\nprobation_requests = 0\n")
         more = ["--config", str(config), "--no-learn"]
     command = [sys.executable, "-m", "puhui.cli.main", "serve", "--upstream", upstream, "--port", str(port)]
     return _start(name, [*command, "--data-dir", str(folder), *more], work, core, port)

