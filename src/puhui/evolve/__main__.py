@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -27,16 +28,18 @@ from puhui.trust.keys import load_or_create_key
 log = logging.getLogger("puhui.evolve")
 
 LOOK_EVERY_S = 0.3
+PARENT_EVERY_S = 1.0
 AFTER_STORE_ERROR_S = 10.0
 
 
 def main() -> None:
     """Runs until the parent process is gone or a signal comes."""
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=LearnerSettings)
+    parent = settings.parent or os.getppid()
+    threading.Thread(target=_end_with, args=(parent,), name="puhui-orphan", daemon=True).start()
     set_up_logging(settings.log_format, settings.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which then ends this process
     log.debug("runs as %s", step_back())
-    parent = os.getppid()
     store = open_store(settings.store)
     learner = Learner(
         Memory(store),
@@ -46,7 +49,7 @@ def main() -> None:
         tariff=settings.tariff,
         audit_rate=settings.audit_rate,
     )
-    while os.getppid() == parent:
+    while True:
         pause = LOOK_EVERY_S
         try:
             learner.step()
@@ -54,6 +57,13 @@ def main() -> None:
             log.warning("%s", error)
             pause = AFTER_STORE_ERROR_S
         time.sleep(pause)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after `parent`, whatever it does: what it writes is whole or not there at any moment."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_EVERY_S)
+    os._exit(0)
 
 
 if __name__ == "__main__":

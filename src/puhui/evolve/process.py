@@ -22,7 +22,10 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 class LearnerSettings(msgspec.Struct, frozen=True):
-    """What the learning process is told: the store's URL, the folder for bundles, the signing key's file."""
+    """What the learning process is told: the store's URL, the folder for bundles, the signing key's file.
+
+    `parent` is the process that it ends with (None: whoever started it).
+    """
 
     store: str
     folder: str
@@ -32,6 +35,7 @@ class LearnerSettings(msgspec.Struct, frozen=True):
     audit_rate: AuditRate = AuditRate()
     log_level: str = "WARNING"
     log_format: LogFormat = "text"
+    parent: int | None = None
 
 
 class LearnerProcess:
@@ -71,7 +75,7 @@ class LearnerProcess:
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(msgspec.json.encode(self._settings))
+            pipe.write(msgspec.json.encode(msgspec.structs.replace(self._settings, parent=os.getpid())))
         if self._stopping.is_set():
             self._process.terminate()
         return self._process.wait()
