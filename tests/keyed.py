@@ -61,7 +61,7 @@ def keyed(folder: Path, upstream: str, **more: Any) -> Iterator[Keyed]:
         folder=folder,
         learn=False,
         tariff=TARIFF,
-        **more,
+        **({"access_log": False} | more),
     )
     store = open_store(settings.store)
     with serving(node_app(settings)) as url, httpx.Client(base_url=url, timeout=20.0, trust_env=False) as http:

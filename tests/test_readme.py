@@ -81,7 +81,9 @@ def test_readme_client_is_answered_by_a_node(here: Path, big: BigModel, monkeypa
     code = python_block(README, "from openai import")
     assert "http://127.0.0.1:8000/v1" in code
     upstream = f"openai:gpt-4o-mini@{big.url}"
-    settings = ServeSettings(upstream=upstream, store=sqlite_url(here / "puhui.db"), folder=here, learn=False)
+    settings = ServeSettings(
+        upstream=upstream, store=sqlite_url(here / "puhui.db"), folder=here, learn=False, access_log=False
+    )
     with serving(node_app(settings)) as url:
         said = run(code.replace("http://127.0.0.1:8000", url), "README.md")
     assert said == "IS THIS SPAM: FREE CASH big:gpt-4o-mini\n"

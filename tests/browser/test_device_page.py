@@ -61,7 +61,11 @@ class Page:
 
 def configured(folder: Path) -> ServeSettings:
     return ServeSettings(
-        upstream="http://127.0.0.1:9/v1", store=sqlite_url(folder / "puhui.db"), folder=folder, learn=False
+        upstream="http://127.0.0.1:9/v1",
+        store=sqlite_url(folder / "puhui.db"),
+        folder=folder,
+        learn=False,
+        access_log=False,
     )
 
 

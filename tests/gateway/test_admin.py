@@ -150,7 +150,7 @@ def test_a_key_is_nowhere_but_with_its_owner(
     """Many requests and errors with everything logged: no key in logs, store, replies, or at the big model."""
     caplog.set_level(logging.DEBUG)
     replies: list[str] = []
-    with keyed(tmp_path, big.url, log_level="DEBUG") as node:
+    with keyed(tmp_path, big.url, log_level="DEBUG", access_log=True) as node:
         owner = first(node)
         made = make(node, owner, rules={"requests_per_minute": 30, "models": ["m"]}).json()
         secrets = [owner, made["key"], "pk-puhui-" + "wrong" * 8]

@@ -60,6 +60,7 @@ def node(
         store=sqlite_url(folder / "puhui.db"),
         folder=folder,
         learn=False,
+        access_log=False,
         audit_rate=AuditRate(learning=rate, probation=rate, steady=rate),
     )
     if expert:

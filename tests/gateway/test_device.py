@@ -46,7 +46,9 @@ class Served(NamedTuple):
 
 
 def app_settings(folder: Path, upstream: str = "http://127.0.0.1:9/v1") -> ServeSettings:
-    return ServeSettings(upstream=upstream, store=sqlite_url(folder / "puhui.db"), folder=folder, learn=False)
+    return ServeSettings(
+        upstream=upstream, store=sqlite_url(folder / "puhui.db"), folder=folder, learn=False, access_log=False
+    )
 
 
 def served(folder: Path) -> Iterator[Served]:

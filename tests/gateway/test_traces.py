@@ -19,7 +19,12 @@ from serving import BigModel, serving
 def test_a_request_is_forgotten_while_the_node_runs(big: BigModel, tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "puhui.db")
     settings = ServeSettings(
-        upstream=big.url, store=url, folder=tmp_path, learn=False, privacy=Privacy("whole", float("inf"))
+        upstream=big.url,
+        store=url,
+        folder=tmp_path,
+        learn=False,
+        access_log=False,
+        privacy=Privacy("whole", float("inf")),
     )
     body = {"model": "m", "messages": [{"role": "user", "content": "SECRET of mine"}]}
     with serving(node_app(settings)) as base, httpx.Client(base_url=base) as client:
