@@ -9,7 +9,8 @@ round, in an order that is drawn anew: a slow moment of the machine falls on all
   same round; latencies count from the moment at which a request was due.
 * `throughput`: closed loop with 1, 4, 16, 32 and 64 clients; the greatest rate of good answers whose p99 is below 50 ms
   (of which the mock takes 20), and the CPU milliseconds of the gateway's process for an answer at that step.
-* `memory`: after a warm-up, 100,000 requests, or what a peer answers in the time; MiB before, half-way and after.
+* `memory`: after a warm-up, 100,000 requests, or what a peer answers in the time; MiB before, half-way and after, of
+  all its processes and of the one that answers (`own_mb`).
 * `expert`: nodes on one core with a proven static expert in place, 32 clients: with the audits of 5 %, which ask the
   big model in the background, as shipped (`audited`), and with next to none (`alone`); beside them a bare uvicorn and
   Starlette that reads a body and says hello. Their ratios travel, the rates do not: `best` is that of the best second.
@@ -139,7 +140,7 @@ async def memory(server: Running, scale: Scale) -> Row:
     """MiB before, half-way and after many requests."""
     wanted, until = scale.memory_requests, scale.memory_s.get(server.name, scale.memory_others_s)
     await closed_loop(server.port, maker(server), clients=16, requests=2_000, seconds=until / 4)
-    levels, asked, started = [server.memory_mb()], 0, time.perf_counter()
+    levels, own, asked, started = [server.memory_mb()], [server.own_mb()], 0, time.perf_counter()
     for part in (1, 2):
         left = until * part / 2 - (time.perf_counter() - started)
         seen = await closed_loop(
@@ -147,7 +148,9 @@ async def memory(server: Running, scale: Scale) -> Row:
         )
         asked += len(seen.latencies)
         levels.append(server.memory_mb())
-    return {"requests": asked, "before_mb": levels[0], "half_way_mb": levels[1], "after_mb": levels[2]}
+        own.append(server.own_mb())
+    names = ("before_mb", "half_way_mb", "after_mb")
+    return {"requests": asked} | dict(zip(names, levels, strict=True)) | {"own_mb": own}
 
 
 async def answers(server: Running, scale: Scale) -> Row:

@@ -92,6 +92,10 @@ class Running(NamedTuple):
             return float(sum(each.memory_full_info().pss for each in family) / 2**20)
         return 0.0
 
+    def own_mb(self) -> float:
+        """Of that, the process that answers."""
+        return float(psutil.Process(self.process.pid).memory_full_info().pss / 2**20)
+
     def stop(self) -> None:
         """Ends it."""
         self.process.terminate()

@@ -13,10 +13,11 @@ from sqlalchemy import insert, select
 import experts as sample
 from puhui.bundles.bundle import open_bundle
 from puhui.cascade.agreement import NOT_TEXT
+from puhui.compress.answer_shape import Label
 from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, StaticRecipe
 from puhui.evolve import candidate
 from puhui.evolve.learner import Learner
-from puhui.evolve.memory import Memory
+from puhui.evolve.memory import Memory, Row
 from puhui.models.encoder import packaged_encoder
 from puhui.store.database import Store
 from puhui.store.tables import contexts, experience, experts, ledger, tasks
@@ -113,3 +114,16 @@ def test_with_many_answers_an_encoder_is_tried(store: Store, tmp_path: Path, mon
     assert card.family in {"static", "encoder", "cascade"}  # where one step is enough, that one
     assert model.predict_one("my cash and my bank account")[0] == "money"
     assert [path.name for path in (tmp_path / "experts").iterdir()] == [Path(row.folder).name]  # nothing is left over
+
+
+def test_of_very_many_answers_the_newest_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(number, f"text {number}", ("spam", "mail")[number % 2], None, False) for number in range(300)]
+    shape = candidate.shape_of(rows)
+    assert isinstance(shape, Label)
+    # What was still true before a change comes after what was taught since.
+    lessons = rows[100:] + rows[:100]
+    assert candidate.newest(shape, lessons) == lessons
+    monkeypatch.setattr(candidate, "MOST_LESSONS", 100)
+    assert candidate.newest(shape, lessons) == rows[200:]
+    monkeypatch.setattr(candidate, "MOST_CELLS", 160)
+    assert candidate.newest(shape, lessons) == rows[220:]

@@ -123,3 +123,9 @@ def test_what_learning_used_is_in_the_ledger(store: Store) -> None:
     with store.begin() as connection:
         row = connection.execute(select(ledger)).one()
     assert (row.kind, row.task, row.note, row.cpu_seconds, row.joules) == ("learning", "task-1", "tried", 2.0, 12.0)
+
+
+def test_of_very_many_rows_the_newest_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puhui.evolve.memory.MOST_ROWS", 3)
+    remember(store, *({"answer": answer} for answer in "abcde"))
+    assert answers_of(Memory(store).rows("context:1")) == ["c", "d", "e"]

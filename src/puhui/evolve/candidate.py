@@ -28,6 +28,8 @@ log = logging.getLogger("puhui.evolve")
 FOLDS = 2
 """Of the fits that teach an expert its confidence; `bench/static_log.md` has what more of them bring."""
 TIMED_ANSWERS = 200
+MOST_LESSONS, MOST_CELLS = 30_000, 6_000_000
+"""An idle core's minutes, and its memory: of each cell, answers times labels, a fit keeps some forty numbers."""
 ENCODER_FROM_ROWS = 3000
 """Answers from which on an encoder is tried: minutes of an idle core, and with fewer a static expert is as good."""
 WORTH_AN_ENCODER = 0.03
@@ -49,6 +51,13 @@ def shape_of(rows: Sequence[Row]) -> Shape | None:
     """The shape of the big model's answers; None where they are open text, which no expert learns."""
     told = [row for row in rows if row.answer != NOT_TEXT]
     return find_shape([row.input for row in told], answers_of(told))
+
+
+def newest(shape: Shape, lessons: Sequence[Row]) -> Sequence[Row]:
+    """As many of the newest lessons as a fit has room for, oldest first."""
+    labels = len(shape.labels) if isinstance(shape, Label) else 1
+    most = min(MOST_LESSONS, MOST_CELLS // max(1, labels))
+    return lessons if len(lessons) <= most else sorted(lessons, key=lambda row: row.number)[-most:]
 
 
 def learn(shape: Shape, lessons: Sequence[Row], *, base: Path | None, folder: Path, epsilon: float) -> Candidate:

@@ -20,7 +20,7 @@ from puhui.core.errors import BundleError, LearningError
 from puhui.core.settings import AuditRate, Promise, Tariff
 from puhui.energy.power import estimate_joules
 from puhui.energy.tariff import price_usage
-from puhui.evolve.candidate import Candidate, confront, learn, shape_of
+from puhui.evolve.candidate import Candidate, confront, learn, newest, shape_of
 from puhui.evolve.discovery import find_templates, task_of_group
 from puhui.evolve.gate import Verdict, is_worth_trying, judge
 from puhui.evolve.memory import Memory, Progress, Row
@@ -121,10 +121,11 @@ class Learner:
             return self._wait(task, progress, rows + WAIT_ROWS)
         started = time.process_time()
         taught = [row for row in recent if not row.coin or row.number <= progress.closed_at]
-        lessons = taught + self._still_true(task, progress, everything, taught)
+        lessons: Sequence[Row] = taught + self._still_true(task, progress, everything, taught)
         shape = shape_of(lessons)  # not of the sample: what is proven by it must not depend on it
         if shape is None or not is_worth_trying(self._promise, len(sample), progress.attempts + 1, rule_of(shape)):
             return self._wait(task, progress, rows + WAIT_ROWS)
+        lessons = newest(shape, lessons)
         try:
             candidate = learn(
                 shape,

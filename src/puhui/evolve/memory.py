@@ -57,6 +57,10 @@ class InPlace(NamedTuple):
     stale: bool
 
 
+MOST_ROWS = 60_000
+"""Read of a group at once: a busy one has millions, and what is older teaches little that these do not."""
+
+
 class Memory:
     """The store, as the learning loop sees it. Every method blocks."""
 
@@ -92,17 +96,19 @@ class Memory:
             return connection.execute(query.where(experience.c.group == group)).scalar() or 0
 
     def rows(self, group: str) -> list[Row]:
-        """All answers of the big model's in a group, oldest first."""
+        """The big model's answers in a group, the newest `MOST_ROWS` of them, oldest first."""
         query = (
             select(experience)
             .where(experience.c.group == group, experience.c.answer.is_not(None))
-            .order_by(experience.c.number)
+            .order_by(experience.c.number.desc())
+            .limit(MOST_ROWS)
         )
         with self._store.begin() as connection:
-            return [
+            newest = [
                 Row(row.number, row.input, canonical(row.answer), row.alternatives, row.coin)
                 for row in connection.execute(query)
             ]
+        return newest[::-1]
 
     def tasks(self) -> list[tuple[Task, Progress]]:
         """Every task known, with its progress."""
