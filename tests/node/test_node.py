@@ -341,6 +341,42 @@ async def test_audits_follow_the_answer(store: Store, big: BigModel, key: Signin
         assert all(row.by == "big:m" and row.joules > 0 for row in audits)
 
 
+async def test_more_audits_are_asked_at_once_the_more_wait(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
+    sample.promote(store, tmp_path, key, group())
+    asking, most, go_on = 0, 0, asyncio.Event()
+
+    async def slow(request: Request) -> Answer:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await go_on.wait()
+        asking -= 1
+        return Answer(by="big:m", text=sample.subject_of(request.messages[-1].text or ""))
+
+    async with Node(store, slow, Roster(store, {key.public}), audit_rate=ALWAYS, seed=1) as served:
+        for question in QUESTIONS[:30]:
+            await served(ask(question))
+        await until(lambda: asking == 4)  # one for each eight of those that wait
+        go_on.set()
+        await until(lambda: not served.audits_due)
+        assert served.roster.experts[0].watch.observations == 30
+    assert most == 4
+
+
+async def test_audits_that_cannot_be_asked_do_not_pile_up(
+    store: Store, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puhui.node.audit.MOST_DUE", 5)
+    sample.promote(store, tmp_path, key, group())
+    async with node(store, NOWHERE, key, ALWAYS) as served:
+        answers = [await served(ask(question)) for question in QUESTIONS[:12]]
+        assert all(answer.expert for answer in answers)
+        assert served.audits_due == 5
+    assert [row.coin for row in remembered(store)] == [True] * 5
+
+
 @pytest.mark.parametrize("failing", ["refused", "unwritten"])
 async def test_a_request_that_fails_does_not_hold_up_the_watch(
     store: Store, big: BigModel, key: SigningKey, tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch

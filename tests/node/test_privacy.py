@@ -28,7 +28,7 @@ from puhui.store.forgetting import FORGOTTEN, Wanted, forget
 from puhui.store.retention import empty_log, sweep
 from puhui.store.tables import contexts, experience, experts, ledger
 from puhui.trust.keys import SigningKey, load_or_create_key
-from serving import BigModel
+from serving import BigModel, wait_until
 
 ALWAYS, NEVER = AuditRate(1.0, 1.0, 1.0), AuditRate(1e-9, 1e-9, 1e-9)
 QUESTIONS = sample.questions(40, seed=5)
@@ -76,7 +76,7 @@ def remembered(store: Store) -> list[Any]:
 
 
 def on_disk(store: Store, folder: Path, *what: str) -> list[str]:
-    empty_log(store)
+    wait_until(lambda: empty_log(store))  # whoever reads it at this moment is in the way
     data = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     return [each for each in what if each.encode() in data]
 

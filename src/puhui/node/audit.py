@@ -29,10 +29,11 @@ from puhui.store.tables import experience, ledger
 log = logging.getLogger("puhui.node")
 
 RETRY_AFTER_S = 5.0
-LOOK_AGAIN_S = 0.05
-MOST_AT_ONCE, LONG_QUEUE = 4, 8
+MOST_AT_ONCE, LONG_QUEUE = 16, 8
 """One audit at a time disturbs the big model's users the least; where that does not keep up, the watch would be late,
 so there is one more at a time for each eight that wait."""
+MOST_DUE = 2_000
+"""Audits wait in memory. While so many do, no coin falls on an expert's answers: which ones, chance alone decided."""
 LET_THE_REPLY_LEAVE_S = 0.002
 LATER = (401, 403, 408, 429)  # a key that is missing for now, or too many questions: no verdict on the request
 
@@ -98,12 +99,18 @@ class Auditor:
         self._observers = observers
         self._due: deque[Audit] = deque()
         self._asking = 0
+        self._workers = 0
         self._wake = asyncio.Event()
 
     @property
     def due(self) -> int:
         """How many audits are not done."""
         return len(self._due) + self._asking
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether there is room for more."""
+        return self.due < MOST_DUE
 
     def add(self, audit: Audit) -> None:
         """Puts an audit in the queue. Its row is committed already."""
@@ -137,16 +144,24 @@ class Auditor:
             self.add(audit)
 
     async def run(self) -> None:
-        """Works the queue until cancelled."""
+        """Works the queue until cancelled, with as many workers as its length asks for."""
         async with asyncio.TaskGroup() as workers:
-            for spare in range(MOST_AT_ONCE):
-                workers.create_task(self._work(spare))
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._workers < min(MOST_AT_ONCE, -(-len(self._due) // LONG_QUEUE)):
+                    self._workers += 1
+                    workers.create_task(self._work())
 
-    async def _work(self, spare: int) -> None:
-        """One worker; those with a higher number help only while the queue is long."""
-        while True:
-            while len(self._due) <= spare * LONG_QUEUE:
-                await (asyncio.sleep(LOOK_AGAIN_S) if spare else self._until_some())
+    async def _work(self) -> None:
+        """One worker, until the queue is empty."""
+        try:
+            await self._take_all()
+        finally:
+            self._workers -= 1
+
+    async def _take_all(self) -> None:
+        while self._due:
             audit = self._due.popleft()
             self._asking += 1
             await asyncio.sleep(LET_THE_REPLY_LEAVE_S)
@@ -163,10 +178,6 @@ class Auditor:
                 await self._later(audit, error)
             finally:
                 self._asking -= 1
-
-    async def _until_some(self) -> None:
-        self._wake.clear()
-        await self._wake.wait()
 
     async def _later(self, audit: Audit, error: PuhuiError) -> None:
         """Waits, for what failed it will fail the next, and puts an audit back in front."""

@@ -188,7 +188,8 @@ class Node:
         if expert is not None and (expert.watch.suspicious or expert.stale):
             rate = max(rate, self._audit_rate.probation)
         # An audit asks the big model, so what may not leave the node draws none while an expert is in place.
-        coin = self._coins.random() < rate and (expert is None or request.needs.privacy != "device")
+        may_audit = request.needs.privacy != "device" and self._auditor.keeps_up
+        coin = self._coins.random() < rate and (expert is None or may_audit)
         case = expert.docket.open() if expert is not None and coin else None
         return Seat(traffic, name, expert, coin, case, keep)
 
