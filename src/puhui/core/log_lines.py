@@ -6,7 +6,6 @@ A line has the id of the request under way, if it is about one.
 from __future__ import annotations
 
 import datetime
-import functools
 import logging
 import sys
 from typing import Any, Literal, TextIO, TypeAlias
@@ -48,13 +47,7 @@ class TextFormatter(logging.Formatter):
 
 def clock(at: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC, to the millisecond."""
-    second, ms = divmod(int(at * 1000.0), 1000)
-    return f"{_to_the_second(second)}.{ms:03d}+00:00"
-
-
-@functools.lru_cache(maxsize=4)
-def _to_the_second(at: int) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def set_up_logging(form: LogFormat, level: str, stream: TextIO | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from puhui.core.errors import InvalidRequest, UnknownModel
@@ -40,17 +41,15 @@ async def read_body(http: HttpRequest) -> bytes:
         if name != JSON and not name.endswith("+json"):
             raise WrongType(f"the body is said to be {kind[:100]!r}; send content-type: {JSON}")
     pieces: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await http.receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("the client went away before its request was whole")
-        piece: bytes = message.get("body", b"")
-        size += len(piece)
-        if size > MOST_BODY_BYTES:
-            raise TooLarge(f"the body is larger than {MOST_BODY_BYTES} bytes, which is the most taken here")
-        pieces.append(piece)
-        more = message.get("more_body", False)
+    size = 0
+    try:
+        async for piece in http.stream():
+            size += len(piece)
+            if size > MOST_BODY_BYTES:
+                raise TooLarge(f"the body is larger than {MOST_BODY_BYTES} bytes, which is the most taken here")
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise InvalidRequest("the client went away before its request was whole") from error
     return b"".join(pieces)
 
 
