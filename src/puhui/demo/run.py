@@ -145,15 +145,8 @@ def _head(job: Job, console: Console) -> Path:
 def _node_arguments(settings: DemoSettings, world: World, port: int, folder: Path) -> list[str]:
     promise = settings.promise
     arguments = ["puhui.cli.main", "serve", "--upstream", f"openai:{world.model}@{world.url}", "--port", str(port)]
-    arguments += [
-        "--data-dir",
-        str(folder),
-        "--risk",
-        str(promise.epsilon),
-        "--delta",
-        str(promise.delta),
-        "--no-access-log",
-    ]
+    arguments += ["--data-dir", str(folder), "--no-access-log"]
+    arguments += ["--risk", str(promise.epsilon), "--delta", str(promise.delta)]
     return arguments + (["--key-env", settings.key_env] if settings.key_env else [])
 
 

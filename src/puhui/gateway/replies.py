@@ -30,6 +30,7 @@ from puhui.core.errors import (
 )
 from puhui.gateway.bodies import JSON, TooLarge, WrongType
 from puhui.models.wire import NOT_JSON
+from puhui.node.forwarding import status_of
 
 log = logging.getLogger("puhui.gateway")
 
@@ -64,19 +65,25 @@ def error_object(error: PuhuiError) -> tuple[int, dict[str, Any]]:
             status, kind, code = 429, "rate_limit_error", "insufficient_quota"
         case LimitReached():
             status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
-        case UpstreamRefused():
-            status, kind, code = error.status, "upstream_error", "upstream_refused"
-        case UpstreamUnavailable():
-            status, kind, code = 503, "upstream_error", "upstream_unavailable"
-        case UpstreamTimeout():
-            status, kind, code = 504, "upstream_error", "upstream_timeout"
         case UpstreamError():
-            status, kind, code = 502, "upstream_error", "upstream_failed"
+            status, kind, code = status_of(error), "upstream_error", _code_of(error)
         case StoreError():
             status, kind, code = 503, "server_error", "store_failed"
         case _:
             status, kind, code = 500, "server_error", None
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+
+
+def _code_of(error: UpstreamError) -> str:
+    match error:
+        case UpstreamRefused():
+            return "upstream_refused"
+        case UpstreamUnavailable():
+            return "upstream_unavailable"
+        case UpstreamTimeout():
+            return "upstream_timeout"
+        case _:
+            return "upstream_failed"
 
 
 async def on_error(_: HttpRequest, error: Exception) -> Response:

@@ -69,7 +69,7 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
 
 
 def status_of(error: UpstreamError) -> int:
-    """The status that the ledger says of a request that failed so."""
+    """The status of a request that failed so, in the ledger and, where nothing was sent yet, to the caller."""
     match error:
         case UpstreamRefused():
             return error.status
