@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gzip
-import socket
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,57 +12,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from puhui.core.answer import Answer
+from asked import answer, ask, endpoint, stream
 from puhui.core.errors import (
-    InvalidRequest,
     SettingsError,
     UpstreamError,
     UpstreamGarbled,
     UpstreamRefused,
-    UpstreamTimeout,
     UpstreamUnavailable,
 )
-from puhui.core.request import Message, Needs, Request
-from puhui.models.endpoint import Endpoint, open_reference
-from puhui.models.http_link import Timeouts
+from puhui.models.endpoint import open_reference
 from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
 
 DONE = b"data: [DONE]\n\n"
-
-
-def ask(text: str = "hello", *, stream: bool = False, alternatives: bool = False, **more: Any) -> Request:
-    body = {"model": "m", "messages": [{"role": "user", "content": text}]} | ({"stream": True} if stream else {})
-    return Request(
-        id="req_1",
-        model="m",
-        messages=(Message("user", text),),
-        body=msgspec.json.encode(body | {"unknown": {"to": ["puhui"]}}),
-        stream=stream,
-        alternatives=alternatives,
-        **more,
-    )
-
-
-@contextlib.asynccontextmanager
-async def endpoint(url: str, **more: Any) -> AsyncIterator[Endpoint]:
-    opened = Endpoint(url, **more)
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-async def answer(url: str, request: Request | None = None, **more: Any) -> Answer:
-    async with endpoint(url, **more) as big:
-        return await big(request or ask())
-
-
-async def stream(url: str, request: Request | None = None, **more: Any) -> tuple[list[bytes], Answer]:
-    """The events that came (also before an error, which is then raised with them) and the answer."""
-    async with endpoint(url, **more) as big:
-        found = await big(request or ask(stream=True))
-        assert found.pieces is not None
-        return [piece async for piece in found.pieces], found
 
 
 async def test_a_whole_answer(big: BigModel) -> None:
@@ -147,99 +103,6 @@ async def test_a_redirect_is_not_followed() -> None:
     with raw_server(says(head)) as url, pytest.raises(UpstreamRefused) as caught:
         await answer(url)
     assert caught.value.status == 307
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-async def test_nobody_there(streaming: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(UpstreamUnavailable, match="cannot be reached"):
-        await answer(f"http://127.0.0.1:{port}/v1", ask(stream=streaming))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-async def test_too_slow(streaming: bool) -> None:
-    with raw_server(says(head_of(length=4) if not streaming else b"", pause_s=1.0)) as url:
-        started = time.perf_counter()
-        with pytest.raises(UpstreamTimeout, match="did not answer in time"):
-            await answer(url, ask(stream=streaming), timeouts=Timeouts(first_token_s=0.2))
-        assert time.perf_counter() - started < 0.9
-
-
-async def test_a_stream_that_stalls() -> None:
-    begun = head_of("text/event-stream") + chunk({"content": "a"})
-    with raw_server(says(head=begun, pause_s=0.6)) as url, pytest.raises(UpstreamGarbled, match="broke off"):
-        await stream(url, timeouts=Timeouts(first_token_s=0.3))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-async def test_bytes_that_come_for_ever_are_too_late_in_the_end(streaming: bool) -> None:
-    """Each wait is short, and so is the first one; it is the whole that takes too long."""
-    head = head_of("text/event-stream") if streaming else head_of(length=40)
-    dripping = says(*[chunk({"content": "a"}) if streaming else b" "] * 40, head=head, pause_s=0.05)
-    times = Timeouts(first_token_s=1.0, whole_s=0.3)
-    with raw_server(dripping) as url:
-        started = time.perf_counter()
-        with pytest.raises(UpstreamError, match="broke off" if streaming else "did not answer in time"):
-            await (stream(url, timeouts=times) if streaming else answer(url, timeouts=times))
-        assert 0.25 < time.perf_counter() - started < 1.2
-        started = time.perf_counter()
-        hurried = ask(stream=streaming, needs=Needs(latency_ms=150.0))
-        with pytest.raises(UpstreamError):  # a request may be in more of a hurry than the settings
-            await (stream(url, hurried) if streaming else answer(url, hurried))
-        assert 0.1 < time.perf_counter() - started < 1.0
-
-
-async def test_headers_without_a_first_event_are_no_answer() -> None:
-    with raw_server(says(head=head_of("text/event-stream"), pause_s=1.0)) as url:
-        started = time.perf_counter()
-        with pytest.raises(UpstreamTimeout, match="no event of its stream"):
-            await stream(url, timeouts=Timeouts(first_token_s=0.2))
-        assert time.perf_counter() - started < 0.9
-
-
-async def test_a_connection_that_is_not_made_in_time() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as kept:
-        for _ in range(3):  # its queue is full: further connections are not answered
-            waiting = kept.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(deaf.getsockname())
-        with pytest.raises(UpstreamTimeout):
-            await answer(
-                f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeouts=Timeouts(connect_s=0.2, first_token_s=30.0)
-            )
-
-
-@pytest.mark.parametrize("name", ["connect_s", "first_token_s", "whole_s"])
-def test_timeouts_that_cannot_be(name: str) -> None:
-    for value in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(SettingsError, match=name):
-            Timeouts(**{name: value})
-
-
-async def test_the_callers_headers_go_on_but_not_those_of_its_connection(big: BigModel) -> None:
-    given = (
-        ("openai-organization", "org-1"),
-        ("x-trace", "世".encode().decode("latin-1")),
-        ("api-key", "mine"),
-        ("connection", "upgrade"),
-        ("host", "elsewhere.example"),
-        ("content-length", "3"),
-        ("cookie", "a=b"),
-        ("accept-encoding", "odd"),
-        ("x-request-id", "theirs"),
-    )
-    await answer(big.url, ask(headers=given))
-    await answer(big.url, ask(headers=given, authorization="Bearer mine"), key="sk-1")
-    passed, with_own_key = big.headers
-    assert passed["openai-organization"] == "org-1"
-    assert passed["api-key"] == "mine"
-    assert passed["x-request-id"] == "req_1"
-    assert passed["host"].startswith("127.0.0.1:")
-    assert "cookie" not in passed
-    assert passed["accept-encoding"] != "odd"
-    assert "api-key" not in with_own_key
-    assert with_own_key["authorization"] == "Bearer sk-1"
 
 
 async def test_other_paths_are_forwarded_as_they_are() -> None:
@@ -338,21 +201,6 @@ async def test_half_of_everything(reply: Any, error: type[Exception], streaming:
         await (stream(url) if streaming else answer(url))
 
 
-async def test_a_connection_that_is_reset() -> None:
-    def reset(connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-
-    with raw_server(reset) as url, pytest.raises(UpstreamUnavailable):
-        await answer(url)
-
-
-async def test_a_packed_answer_is_unpacked() -> None:
-    packed = gzip.compress(whole("hi"))
-    head = head_of(length=len(packed)).replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
-    with raw_server(says(head, packed)) as url:
-        assert (await answer(url)).text == "hi"
-
-
 def half_streams() -> Iterator[tuple[str, list[bytes]]]:
     events = list(stream_of("hi"))
     yield "nothing", []
@@ -412,82 +260,6 @@ async def test_asked_to_stream_it_does_not() -> None:
     reply, told = says(head_of(length=len(whole("hi"))), whole("hi")), "asked to stream but sent 'application/json'"
     with raw_server(reply) as url, pytest.raises(UpstreamGarbled, match=told):
         await answer(url, ask(stream=True))
-
-
-async def test_streams_share_a_connection() -> None:
-    ports: list[int] = []
-    model = BigModel()
-
-    async def watched(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            ports.append(scope["client"][1])
-        await model.app(scope, receive, send)
-
-    with serving(watched) as url:  # type: ignore[arg-type]
-        async with endpoint(f"{url}/v1") as big:
-            for _ in range(4):
-                found = await big(ask(stream=True))
-                assert found.pieces is not None
-                assert [piece async for piece in found.pieces][-1] == DONE
-    assert len(set(ports)) == 1
-
-
-async def test_a_stream_that_stays_open_after_its_end_delays_nobody() -> None:
-    with raw_server(says(*stream_of("hi"), b"", head=head_of("text/event-stream"), pause_s=0.0)) as url:
-        pieces, _ = await stream(url)
-    assert pieces[-1] == DONE
-
-    def linger(connection: socket.socket) -> None:
-        connection.sendall(head_of("text/event-stream") + b"".join(stream_of("hi")))
-        time.sleep(2.0)
-
-    with raw_server(linger) as url:
-        started = time.perf_counter()
-        pieces, _ = await stream(url)
-        assert time.perf_counter() - started < 1.0
-    assert pieces[-1] == DONE
-
-
-async def test_cookies_of_one_caller_are_not_sent_for_the_next() -> None:
-    seen: list[str | None] = []
-
-    async def chat(http: HttpRequest) -> Response:
-        seen.append(http.headers.get("cookie"))
-        return Response(whole("hi"), headers={"set-cookie": "session=1; Path=/"}, media_type="application/json")
-
-    with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])) as url:
-        async with endpoint(f"{url}/v1") as big:
-            await big(ask())
-            await big(ask())
-    assert seen == [None, None]
-
-
-async def test_a_callers_key_that_cannot_be_passed_on(big: BigModel) -> None:
-    with pytest.raises(InvalidRequest, match="authorization"):
-        await answer(big.url, ask(authorization="Bearer clé"))
-
-
-async def test_many_at_once(big: BigModel) -> None:
-    async with endpoint(big.url) as asked:
-        found = await asyncio.gather(*(asked(ask(f"q{n}")) for n in range(100)))
-    assert [each.text for each in found] == [f"Q{n}" for n in range(100)]
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "localhost:8000", "ftp://x/v1", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://[::1"],
-)
-def test_urls_that_cannot_be(url: str) -> None:
-    with pytest.raises(SettingsError, match="upstream URL"):
-        Endpoint(url)
-
-
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
-    for key in ("sk-secret\n", "sk-secret-é"):
-        with pytest.raises(SettingsError) as caught:
-            Endpoint("http://h/v1", key=key)
-        assert "secret" not in str(caught.value)
-    assert "sk-1" not in repr(Endpoint("http://h/v1", key="sk-1"))
 
 
 @pytest.mark.parametrize(
