@@ -24,7 +24,7 @@ from puhui.evolve.discovery import task_of_group
 from puhui.models.hashing import FeatureOptions, features
 from puhui.models.reliability import Reliability
 from puhui.models.static import StaticModel
-from puhui.models.tower import Tower
+from puhui.models.tower import Reads, Tower
 from serving import serving
 
 ODD = [
@@ -149,21 +149,21 @@ def test_the_same_in_node(cdn: str, bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("most", [127, 7])
 def test_towers_precisions_and_reliability(browser: Any, bundle: Bundle, tmp_path: Path, most: int) -> None:
-    """Two towers, one of them of words alone, an odd number of labels, 8 bits and 4."""
+    """A tower of each kind, an odd number of labels, 8 bits and 4."""
     draw = np.random.default_rng(most)
     labels, rows, options = tuple("ABCDEFG"), 800, FeatureOptions(buckets=1 << 10)
 
-    def tower(*, words_only: bool) -> Tower:
+    def tower(reads: Reads) -> Tower:
         slots = np.zeros(options.buckets, np.uint16)
         slots[np.sort(draw.permutation(options.buckets)[: rows - 1])] = np.arange(1, rows)
         table = draw.integers(-most, most, (rows, len(labels)), np.int8, endpoint=True)
         gain, weight = (draw.random(rows, np.float32) for _ in range(2))
         table[0] = gain[0] = weight[0] = 0
         bias = draw.normal(size=len(labels)).astype(np.float32)
-        return Tower(slots, table, gain * np.float32(9 / most), weight, bias, words_only)
+        return Tower(slots, table, gain * np.float32(9 / most), weight, bias, reads)
 
     reliability = Reliability(0.7, draw.normal(size=len(labels)).astype(np.float32))
-    model = StaticModel(labels, options, [tower(words_only=False), tower(words_only=True)], reliability)
+    model = StaticModel(labels, options, [tower("all"), tower("words"), tower("order")], reliability)
     card = sample.card(task_of_group("context:0", "m", ""), labels=labels)
     _, place = seal(tmp_path, card, model, bundle.key)
     texts = [text for text in TEXTS if len(text) < 3000][:400]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 import experts as sample
+from puhui.cli.compress_command import again
 from puhui.cli.main import app
 
 BIG = """
@@ -30,3 +37,42 @@ def test_an_expert_from_files_with_texts_added(tmp_path: Path) -> None:
     assert made["card"]["data"]["rows"] == 150
     assert made["card"]["data"]["source"] == "mail.jsonl; 30 texts were crossed from others"
     assert CliRunner().invoke(app, [*words, "--augment", "-1"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["-o", "made", "--seed", "1"], ["-o", "made-again", "--seed", "1"]),
+        (["--seed", "1", "-omade"], ["--seed", "1", "-omade-again"]),
+        (["--out", "made"], ["--out", "made-again"]),
+        (["--out=made", "--big", "made"], ["--out=made-again", "--big", "made"]),
+    ],
+)
+def test_the_command_on_a_card_names_another_folder(typed: list[str], expected: list[str]) -> None:
+    assert again(typed, Path("made")) == expected
+
+
+def test_the_command_on_the_card_makes_the_same_numbers_again(tmp_path: Path) -> None:
+    (tmp_path / "big.py").write_text(BIG)
+    (tmp_path / "mail.jsonl").write_text("".join(json.dumps(text) + "\n" for text in sample.questions(200)))
+    words = ["compress", "--big", "python:big.py:subject", "--data", "mail.jsonl", "--keep", "0.8", "--trials", "1"]
+    words += ["--work", "work", "--data-dir", "data", "-o", "made", "--json"]
+    first = card_of(words, tmp_path)
+    command = shlex.split(first["commands"]["guarantee"])
+    assert command[0] == "puhui"
+    shutil.rmtree(tmp_path / "work")  # nothing is to come from what the first run kept
+    second = card_of(command[1:], tmp_path)
+    assert (tmp_path / "made-again").is_dir()
+    for name in ("calibration", "agreement", "reliability", "confusions", "ceiling", "data"):
+        assert second[name] == first[name], name
+    assert second["files"]["weights.safetensors"] == first["files"]["weights.safetensors"]
+
+
+def card_of(words: list[str], folder: Path) -> dict[str, Any]:
+    """Of the expert that the command makes, in a process of its own, as its card quotes what was typed."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "puhui.cli.main", *words], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    card: dict[str, Any] = json.loads(ran.stdout)["card"]
+    return card

@@ -107,6 +107,24 @@ def test_word_vectors_reach_words_never_seen() -> None:
     assert model.predict_one("saldo")[0] == "balance"
 
 
+def test_where_words_stand_is_learned_from_probabilities() -> None:
+    """Of towns that no answer held, the first one decides; their mean says nothing, nor does any n-gram."""
+    north, south = ["oslo", "bergen", "narvik", "tromso"], ["rome", "napoli", "bari", "palermo"]
+    towns = dict.fromkeys(north, (1.0, 0.0)) | dict.fromkeys(south, (0.0, 1.0)) | {"then": (0.5, 0.5)}
+    vectors = WordVectors.learn(list(towns), lambda given: np.array([towns[word] for word in given], np.float32))
+    taught = []
+    for cold, warm in zip(north[:3], south[:3], strict=True):
+        taught += [f"{cold} then {warm}", f"{warm} then {cold}"] * 10
+    answers = ["north", "south"] * 30
+    told = [{answer: 0.9, "north" if answer == "south" else "south": 0.1} for answer in answers]
+    model = distill_static(taught, answers, probabilities=told, word_vectors=vectors, options=SMALL)
+    assert [tower.reads for tower in model.towers] == ["all", "words", "order"]
+    assert model.predict_one("tromso then palermo")[0] == "north"
+    assert model.predict_one("palermo then tromso")[0] == "south"
+    alone = distill_static(taught, answers, word_vectors=vectors, options=SMALL)
+    assert [tower.reads for tower in alone.towers] == ["all", "words"]
+
+
 @pytest.mark.parametrize("folds", [0, 2])
 def test_progress_grows_to_one_and_an_interruption_passes_through(folds: int) -> None:
     shares: list[float] = []
@@ -131,7 +149,7 @@ def test_rounding_loses_little(precision: Literal[8, 4], most_off: float) -> Non
     texts, answers = rows(400)
     found = [features(text, SMALL.features) for text in texts]
     bags = gram_bags(found, SMALL.features.buckets, 10_000)
-    fitted = fit_tables(bags, None, Lessons.of(texts, answers).wanted, SMALL, lambda share: None)
+    fitted = fit_tables(bags, [], Lessons.of(texts, answers).wanted, SMALL, lambda share: None)
     exact = bags.matrix @ fitted.grams + fitted.bias
     near = rounded(bags, fitted.grams, fitted.bias, precision).logits_many(found)
     assert near == pytest.approx(exact, abs=most_off * float(np.abs(exact).max()))

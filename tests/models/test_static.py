@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -15,14 +16,14 @@ from puhui.core.errors import BundleError
 from puhui.models.hashing import FeatureOptions, features
 from puhui.models.reliability import Reliability
 from puhui.models.static import CONFIG_FILE, WEIGHTS_FILE, StaticModel, margins_of
-from puhui.models.tower import Tower
+from puhui.models.tower import Reads, Tower
 
 OPTIONS = FeatureOptions(buckets=1 << 10)
 LABELS = ("pay", "查询", "other")
 TEXTS = st.lists(st.text(st.characters(), max_size=80), max_size=10)
 
 
-def tower(*, words_only: bool = False, seed: int = 0, most: int = 127) -> Tower:
+def tower(*, reads: Reads = "all", seed: int = 0, most: int = 127) -> Tower:
     draw = np.random.default_rng(seed)
     rows = 300
     slots = np.zeros(OPTIONS.buckets, np.uint16)
@@ -31,11 +32,11 @@ def tower(*, words_only: bool = False, seed: int = 0, most: int = 127) -> Tower:
     weight = draw.random(rows, np.float32)
     weight[0], table[0] = 0.0, 0
     bias = draw.normal(size=len(LABELS)).astype(np.float32)
-    return Tower(slots, table, weight * np.float32(0.02), weight, bias, words_only)
+    return Tower(slots, table, weight * np.float32(0.02), weight, bias, reads)
 
 
 TRUST = Reliability(0.625, np.array([-1, 0.5, 2], np.float32))
-MODEL = StaticModel(LABELS, OPTIONS, [tower(), tower(words_only=True, seed=1)], TRUST)
+MODEL = StaticModel(LABELS, OPTIONS, [tower(), tower(reads="words", seed=1), tower(reads="order", seed=2)], TRUST)
 
 
 @given(TEXTS)
@@ -70,6 +71,30 @@ def test_the_formula() -> None:
     assert confidence == pytest.approx(1 / (1 + np.exp(-1.1)), abs=1e-6)
 
 
+def test_the_formula_of_words_in_order() -> None:
+    slots = np.zeros(OPTIONS.buckets, np.uint16)
+    for row, bucket in enumerate(sorted(int(features(word, OPTIONS).buckets[0]) for word in ("pay", "book")), 1):
+        slots[bucket] = row
+    pay = int(slots[features("pay", OPTIONS).buckets[0]])
+    table = np.zeros((3, 3), np.int8)
+    table[pay], table[3 - pay] = (90, 0, 0), (0, 60, 0)
+    weight = np.array([0, 2, 2], np.float32)
+    one = Tower(slots, table, weight * np.float32(0.1), weight, np.zeros(3, np.float32), "order")
+    model = StaticModel(("a", "b", "c"), OPTIONS, [one])
+    # places −3/8, −1/8, 1/8, 3/8; "to" owns no row; weights 2, 2, 2 of the known words
+    expected = 0.2 * np.array([90 * (-3 / 8 + 3 / 8), 60 * (1 / 8), 0]) / 12**0.5
+    assert model.logits_many(["pay to book pay"])[0] == pytest.approx(expected, abs=1e-5)
+    assert model.logits_many(["book to pay"])[0] == pytest.approx(-model.logits_many(["pay to book"])[0], abs=1e-5)
+    assert not model.logits_many(["pay"]).any()
+
+
+@pytest.mark.parametrize(("reads", "written"), [("words", 3), ("order", 4)])
+def test_the_format_says_what_a_reader_must_know(tmp_path: Path, reads: Reads, written: int) -> None:
+    StaticModel(LABELS, OPTIONS, [tower(), tower(reads=reads, seed=1)]).save(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format"] == written
+    assert StaticModel.load(tmp_path).towers[1].reads == reads
+
+
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     MODEL.save(tmp_path / "deep" / "expert")
     again = StaticModel.load(tmp_path / "deep" / "expert")
@@ -82,7 +107,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
 
 
 def test_numbers_of_four_bits_take_half_a_byte_each_and_answer_the_same(tmp_path: Path) -> None:
-    small = StaticModel(LABELS, OPTIONS, [tower(most=7), tower(words_only=True, seed=1)])
+    small = StaticModel(LABELS, OPTIONS, [tower(most=7), tower(reads="words", seed=1)])
     small.save(tmp_path)
     stored = load_file(tmp_path / WEIGHTS_FILE)
     assert stored["0.table"].dtype == np.uint8

@@ -10,7 +10,7 @@
  */
 
 const CARD = "expert.json", SIGNATURE = "signature.json", CONFIG = "static.json", WEIGHTS = "weights.safetensors";
-const FORMAT = 3;
+const FORMATS = [3, 4];
 
 /** A bundle is missing something, damaged or not signed. `file` names the file at fault. */
 export class BundleError extends Error {
@@ -206,7 +206,9 @@ function safetensors(buffer) {
 /** As `StaticModel` of `puhui/models/static.py`. */
 export class StaticModel {
   constructor({ format, labels, features: options, reads }, arrays) {
-    if (format !== FORMAT) throw new BundleError(CONFIG, `has format ${format}; this puhui.js reads ${FORMAT}`);
+    if (!FORMATS.includes(format)) {
+      throw new BundleError(CONFIG, `has format ${format}; this puhui.js reads ${FORMATS.join(" and ")}`);
+    }
     this.labels = labels;
     this.hasher = new Hasher(options);
     const count = labels.length, damaged = (why) => new BundleError(WEIGHTS, `is damaged: ${why}`);
@@ -225,7 +227,7 @@ export class StaticModel {
       const slots = rowsOf(take(`${i}.owners`, [(options.buckets + 7) >> 3], Uint8Array), options.buckets);
       if (slots.owned !== rows - 1) throw damaged(`${slots.owned} buckets own rows, and ${rows} rows are there`);
       return {
-        wordsOnly: read === "words",
+        read,
         slots,
         table: packed ? unpacked(table, rows, count) : table,
         gain: take(`${i}.gain`, [rows], Float32Array),
@@ -249,7 +251,7 @@ export class StaticModel {
     const { buckets, words } = this.hasher.read(text);
     logits.fill(0);
     this.turn = (this.turn + 1) >>> 0 || 1;
-    for (const tower of this.towers) this.add(tower, buckets, tower.wordsOnly ? words : buckets.length);
+    for (const tower of this.towers) this.add(tower, buckets, tower.read === "all" ? buckets.length : words);
     let best = 0;
     for (let j = 1; j < logits.length; j++) if (logits[j] > logits[best]) best = j;
     let second = -Infinity;
@@ -258,17 +260,20 @@ export class StaticModel {
     return { label: this.labels[best], confidence: 1 / (1 + Math.exp(-evidence)) };
   }
 
-  /** Adds a tower's logits: each row counts once however often the text repeats it, and row 0 for nothing. */
-  add({ slots, table, gain, weight, bias, seen }, buckets, count) {
+  /**
+   * Adds a tower's logits: row 0 counts for nothing, and each other once however often the text repeats it, but for
+   * words in their order, which count each time and by where they stand.
+   */
+  add({ read, slots, table, gain, weight, bias, seen }, buckets, count) {
     const { logits, sums, turn } = this, labels = sums.length;
     sums.fill(0);
     let squares = 0;
     for (let i = 0; i < count; i++) {
       const row = slots[buckets[i]];
-      if (row === 0 || seen[row] === turn) continue;
+      if (row === 0 || (read !== "order" && seen[row] === turn)) continue;
       seen[row] = turn;
       squares += weight[row] * weight[row];
-      const factor = gain[row];
+      const factor = read === "order" ? gain[row] * ((i + 0.5) / count - 0.5) : gain[row];
       for (let j = 0, at = row * labels; j < labels; j++, at++) sums[j] += factor * table[at];
     }
     const norm = Math.max(Math.sqrt(squares), 1e-6);

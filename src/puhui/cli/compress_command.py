@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -112,7 +113,7 @@ def compress(
         augment=augment,
         unlabelled=() if unlabelled is None else read_rows(unlabelled).texts,
         accept_nearest=accept_nearest,
-        command=shlex.join(["puhui", *sys.argv[1:]]),
+        command=shlex.join(["puhui", *again(sys.argv[1:], out)]),
         seed=seed,
     )
     with View(Console(stderr=True), ask=not yes and not json and money is None) as view:
@@ -122,6 +123,23 @@ def compress(
         typer.echo(msgspec.json.encode(result).decode())
         return
     view.conclude(made)
+
+
+def again(arguments: Sequence[str], out: Path) -> list[str]:
+    """The arguments that make the same expert once more: beside the first, as its folder must not exist yet.
+
+    >>> again(["compress", "--big", "b", "-o", "made"], Path("made"))
+    ['compress', '--big', 'b', '-o', 'made-again']
+    """
+    found, name = [], f"{out}-again"
+    for before, one in zip(["", *arguments], arguments, strict=False):
+        if before in ("-o", "--out"):
+            found.append(name)
+        elif one.startswith("--out="):
+            found.append(f"--out={name}")
+        else:
+            found.append(f"-o{name}" if one.startswith("-o") and one != "-o" else one)
+    return found
 
 
 def _key(name: str | None) -> str | None:

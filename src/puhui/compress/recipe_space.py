@@ -23,6 +23,8 @@ CELLS = (250_000, 24_000_000)
 PENALTY = (1e-7, 1e-5)
 RATE = (1e-4, 6e-4)
 EPOCHS = (2, 4, 8)
+WORDS = {"none": (False, True), "means": (True, False), "order": (True, True)}
+"""Whether a static recipe has word vectors, and whether by where they stand as well."""
 
 
 class Space:
@@ -32,7 +34,7 @@ class Space:
         """Without a base encoder only static recipes, without word vectors, remain."""
         wanted = ("static", "encoder", "cascade") if with_base else ("static",)
         self._families = [family for family in wanted if profile.allows(family)]
-        self._words = (False, True) if with_base else (False,)
+        self._words = list(WORDS) if with_base else ["none"]
 
     def suggest(self, trial: optuna.Trial) -> Recipe:
         """The recipe of a trial's parameters."""
@@ -52,7 +54,7 @@ class Space:
         encoder = recipe.then if isinstance(recipe, CascadeRecipe) else recipe
         if isinstance(static, StaticRecipe):
             given |= {"cells": static.max_cells, "penalty": static.penalty, "precision": static.precision}
-            given |= {"chars": "-".join(map(str, static.chars)), "words": static.word_vectors}
+            given |= {"chars": "-".join(map(str, static.chars)), "words": _words_of(static)}
         if isinstance(encoder, EncoderRecipe):
             layers = next(name for name, layers in LAYERS.items() if layers == encoder.layers)
             given |= {"layers": layers, "epochs": encoder.epochs, "rate": encoder.learning_rate}
@@ -65,12 +67,14 @@ class Space:
         )
 
     def _static(self, trial: optuna.Trial) -> StaticRecipe:
+        word_vectors, word_order = WORDS[trial.suggest_categorical("words", self._words)]
         return StaticRecipe(
             max_cells=trial.suggest_int("cells", *CELLS, log=True),
             chars=CHARS[trial.suggest_categorical("chars", list(CHARS))],
             penalty=trial.suggest_float("penalty", *PENALTY, log=True),
             precision=4 if trial.suggest_categorical("precision", (4, 8)) == 4 else 8,
-            word_vectors=trial.suggest_categorical("words", self._words),
+            word_vectors=word_vectors,
+            word_order=word_order,
         )
 
     def _encoder(self, trial: optuna.Trial) -> EncoderRecipe:
@@ -94,3 +98,9 @@ class Space:
             "epochs": CategoricalDistribution(EPOCHS),
             "rate": FloatDistribution(*RATE, log=True),
         }
+
+
+def _words_of(recipe: StaticRecipe) -> str:
+    if not recipe.word_vectors:
+        return "none"
+    return "order" if recipe.word_order else "means"

@@ -35,19 +35,24 @@ FOLDS = 2
 
 
 class StaticRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="static"):
-    """A table of at most `max_cells` numbers; `word_vectors` adds what the base encoder knows of words."""
+    """A table of at most `max_cells` numbers; `word_vectors` adds what the base encoder knows of words.
+
+    `word_order` has a table of these words by where they stand as well, where the big model told probabilities.
+    """
 
     max_cells: int = 4_000_000
     chars: tuple[int, int] = (3, 4)
     penalty: float = 1e-6
     precision: Literal[4, 8] = 8
     word_vectors: bool = False
+    word_order: bool = True
 
     @property
     def name(self) -> str:
         """A few words for people."""
         size = f"{self.max_cells / 1e6:g} M cells, int{self.precision}, {self.chars[0]}-{self.chars[1]} characters"
-        return f"static, {size}{', word vectors' if self.word_vectors else ''}"
+        words = "" if not self.word_vectors else ", word vectors in order" if self.word_order else ", word vectors"
+        return f"static, {size}{words}"
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encoder"):
@@ -260,6 +265,7 @@ class Kitchen:
                 max_cells=recipe.max_cells,
                 penalty=recipe.penalty,
                 precision=recipe.precision,
+                order_share=StaticOptions().order_share if recipe.word_order else 0.0,
             ),
             probabilities=found.probabilities,
             word_vectors=self._word_vectors() if recipe.word_vectors else None,

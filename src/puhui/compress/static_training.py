@@ -8,9 +8,10 @@ Probabilities are softened first (Hinton et al. 2015): at temperature 1 nearly a
 is the answer, at 2 also which others were near, and it learns as much from a third of the texts.
 
 Method: logistic regression (`logistic`) on TF-IDF features and, beside them, the mean of the text's word
-vectors (`bags`). Both are linear, so that what was learned of a word's vector is one more row of logits for the
-word. With `calibrated` folds, experts learned from all folds but one answer that one, and their margins and hits
-teach the `Reliability` of the expert that is then learned from all answers.
+vectors (`bags`), once as it is and once by where in the text the words stand. All of it is linear, so that what
+was learned of a word's vector is one more row of logits for the word. With `calibrated` folds, experts learned
+from all folds but one answer that one, and their margins and hits teach the `Reliability` of the expert that is
+then learned from all answers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from puhui.compress.bags import Bags, VectorsByBucket, by_bucket, gram_bags, word_bags
+from puhui.compress.bags import Bags, VectorsByBucket, by_bucket, gram_bags, order_bags, word_bags
 from puhui.compress.lessons import Lessons
 from puhui.compress.reliability_fit import fit_reliability
 from puhui.compress.word_vectors import WordVectors
@@ -30,7 +31,7 @@ from puhui.core.errors import LearningError
 from puhui.models.hashing import FeatureOptions, Features, features
 from puhui.models.reliability import Reliability
 from puhui.models.static import StaticModel, logits_of, margins_of
-from puhui.models.tower import Slots, Tower, narrowed
+from puhui.models.tower import Reads, Slots, Tower, narrowed
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -39,6 +40,8 @@ _FOLDS = 0xF01D5
 UNTOLD = 0.25
 MOST_DENSE = 3000
 """Texts up to which all their inner products are kept: one dense product takes less than two sparse ones."""
+STEPS_OF_FEW = 2
+"""So many times the steps for so few texts, where a step takes little."""
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
@@ -47,9 +50,11 @@ class StaticOptions(msgspec.Struct, frozen=True):
 
     Probabilities p are learned from as p^(1/`temperature`), scaled to sum to one; hard answers stay hard. At
     most `max_cells` numbers are kept, rows times labels: the commonest features first. `penalty` and `steps`
-    are those of `logistic`; more steps than these raise agreement by 0.004 at most. `word_share` is the length of
-    a typical text's mean word vector, where the n-grams' vector has length one. `precision` is the bits of a
-    number in the table.
+    are those of `logistic` (for few texts, twice the steps): more raise agreement by 0.004 at most.
+    `word_share` is the length of a typical text's mean word vector, where the n-grams' vector has length one,
+    and `order_share` of the same mean by where the words stand (0: none). That helps where probabilities are
+    told, and is left out where they are not: it costs agreement with answers alone. `precision` is the bits of
+    a number in the table.
     """
 
     features: FeatureOptions = FeatureOptions(buckets=1 << 18, char_max=4)
@@ -57,6 +62,7 @@ class StaticOptions(msgspec.Struct, frozen=True):
     penalty: float = 1e-6
     steps: int = 60
     word_share: float = 2.0
+    order_share: float = 0.7
     temperature: float = 2.0
     precision: Literal[8, 4] = 8
 
@@ -92,7 +98,8 @@ def distill_static(
     if word_vectors is not None:
         vectors = by_bucket(word_vectors, chosen.features, max(1, chosen.max_cells // len(labels)))
     wanted = _softened(lessons.wanted, chosen.temperature)
-    course = _Course([features(text, chosen.features) for text in texts], wanted, vectors, chosen)
+    in_order = probabilities is not None and chosen.order_share > 0.0
+    course = _Course([features(text, chosen.features) for text in texts], wanted, vectors, in_order, chosen)
     report = progress or (lambda share: None)
     # Learned from softened probabilities, margins are as much smaller: this is p₁ / (p₁ + p₂) as the big model has it.
     slope = 1.0 if probabilities is None else float(np.float32(chosen.temperature))
@@ -112,22 +119,34 @@ class _Course(msgspec.Struct, frozen=True, eq=False):
     texts: Sequence[Features]
     wanted: FloatArray
     vectors: VectorsByBucket | None
+    in_order: bool
     options: StaticOptions
 
     def part(self, rows: IntArray) -> _Course:
         """The same for some of the texts."""
-        return _Course([self.texts[row] for row in rows.tolist()], self.wanted[rows], self.vectors, self.options)
+        texts = [self.texts[row] for row in rows.tolist()]
+        return _Course(texts, self.wanted[rows], self.vectors, self.in_order, self.options)
 
     def learn(self, progress: Progress, start: FloatArray | None = None) -> tuple[list[Tower], FloatArray]:
         """The towers, rounded, and the fit [n, k] that they came from, which another may `start` from."""
-        buckets, precision = self.options.features.buckets, self.options.precision
-        grams = gram_bags(self.texts, buckets, max(1, self.options.max_cells // self.wanted.shape[1]))
-        words = None if self.vectors is None else (word_bags(self.texts, self.vectors, buckets), self.vectors)
-        fitted = fit_tables(grams, words, self.wanted, self.options, progress, start)
+        grams = gram_bags(
+            self.texts, self.options.features.buckets, max(1, self.options.max_cells // self.wanted.shape[1])
+        )
+        spoken = self._spoken()
+        fitted = fit_tables(grams, spoken, self.wanted, self.options, progress, start)
+        precision, none = self.options.precision, np.zeros_like(fitted.bias)
         towers = [rounded(grams, fitted.grams, fitted.bias, precision)]
-        if words is not None:
-            towers.append(rounded(words[0], fitted.words, np.zeros_like(fitted.bias), precision))
+        towers += [rounded(each.bags, table, none, precision) for each, table in zip(spoken, fitted.words, strict=True)]
         return towers, fitted.rows
+
+    def _spoken(self) -> list[Spoken]:
+        if self.vectors is None:
+            return []
+        words = word_bags(self.texts, self.vectors, self.options.features.buckets)
+        spoken = [Spoken(words, self.vectors, self.options.word_share)]
+        if self.in_order:
+            spoken.append(Spoken(order_bags(self.texts, words), self.vectors, self.options.order_share))
+        return spoken
 
 
 def _softened(wanted: FloatArray, temperature: float) -> FloatArray:
@@ -177,21 +196,38 @@ def _reliability(course: _Course, hits: IntArray, fold: IntArray, progress: Prog
     return fit_reliability(margins, numbers, numbers == hits, course.wanted.shape[1]), mean
 
 
+class Spoken(NamedTuple):
+    """Words that have vectors, as bags, and how long a typical text's mean of them is made."""
+
+    bags: Bags
+    vectors: VectorsByBucket
+    length: float
+
+    def scaled(self) -> tuple[FloatArray, FloatArray]:
+        """Mean word vectors of the texts [n, d] that are typically so long, and the words' own [r, d]."""
+        vectors = np.zeros((len(self.vectors.vectors) + 1, self.vectors.vectors.shape[1]), np.float32)
+        vectors[1:] = self.vectors.vectors
+        means: FloatArray = self.bags.matrix @ vectors
+        typical = max(float(np.sqrt(np.mean(np.sum(means**2, axis=1)))), 1e-9)
+        scale = np.float32(self.length / typical)
+        return means * scale, vectors * scale
+
+
 class Tables(NamedTuple):
-    """Logits of each n-gram [r, k] and of each word [w, k], w = 0 without word vectors; the bias [k].
+    """Logits of each n-gram [r, k], and of each word [w, k] in each of `Spoken`; the bias [k].
 
     `rows` [n, k] is what they were made of, as `logistic` has it.
     """
 
     grams: FloatArray
-    words: FloatArray
+    words: list[FloatArray]
     bias: FloatArray
     rows: FloatArray
 
 
 def fit_tables(
     grams: Bags,
-    words: tuple[Bags, VectorsByBucket] | None,
+    spoken: Sequence[Spoken],
     wanted: FloatArray,
     options: StaticOptions,
     progress: Progress,
@@ -201,13 +237,13 @@ def fit_tables(
     from puhui.compress.logistic import fit_logistic
 
     matrix, transposed = grams.matrix, grams.matrix.T.tocsr()
-    means, vectors = np.zeros((len(wanted), 0), np.float32), np.zeros((0, 0), np.float32)
-    if words is not None:
-        means, vectors = _scaled(*words, options.word_share)
-
+    scaled = [each.scaled() for each in spoken]
+    means = np.hstack([np.zeros((len(wanted), 0), np.float32), *(means for means, _ in scaled)])
     kernel = _kernel(matrix, transposed, means)
-    rows = fit_logistic(kernel, wanted, penalty=options.penalty, steps=options.steps, start=start, progress=progress)
-    return Tables(transposed @ rows, vectors @ (means.T @ rows), rows.sum(axis=0), rows)
+    steps = options.steps * (STEPS_OF_FEW if len(wanted) <= MOST_DENSE else 1)
+    rows = fit_logistic(kernel, wanted, penalty=options.penalty, steps=steps, start=start, progress=progress)
+    words = [vectors @ (means.T @ rows) for means, vectors in scaled]
+    return Tables(transposed @ rows, words, rows.sum(axis=0), rows)
 
 
 def _kernel(matrix: Any, transposed: Any, means: FloatArray) -> Callable[[FloatArray], FloatArray]:
@@ -227,19 +263,10 @@ def _kernel(matrix: Any, transposed: Any, means: FloatArray) -> Callable[[FloatA
     return kernel
 
 
-def _scaled(bags: Bags, words: VectorsByBucket, length: float) -> tuple[FloatArray, FloatArray]:
-    """Mean word vectors of the texts [n, d] that are typically `length` long, and the words' own [r, d]."""
-    vectors = np.zeros((len(words.vectors) + 1, words.vectors.shape[1]), np.float32)
-    vectors[1:] = words.vectors
-    means: FloatArray = bags.matrix @ vectors
-    scale = np.float32(length / max(float(np.sqrt(np.mean(np.sum(means**2, axis=1)))), 1e-9))
-    return means * scale, vectors * scale
-
-
 def rounded(bags: Bags, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]) -> Tower:
     """A tower of the bags' rows: see `_rounded`."""
     slots = narrowed(bags.slots, rows=len(table))
-    return _rounded(slots, bags.weight, bags.words_only, table, bias, precision)
+    return _rounded(slots, bags.weight, bags.reads, table, bias, precision)
 
 
 def coarser(model: StaticModel) -> StaticModel:
@@ -248,12 +275,12 @@ def coarser(model: StaticModel) -> StaticModel:
     for tower in model.towers:
         scale = tower.gain / np.maximum(tower.weight, np.float32(1e-12))
         table = (tower.table * scale[:, None]).astype(np.float32)
-        towers.append(_rounded(tower.slots, tower.weight, tower.words_only, table, tower.bias, 4))
+        towers.append(_rounded(tower.slots, tower.weight, tower.reads, table, tower.bias, 4))
     return StaticModel(model.labels, model.options, towers, model.reliability)
 
 
 def _rounded(
-    slots: Slots, weight: FloatArray, words_only: bool, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]
+    slots: Slots, weight: FloatArray, reads: Reads, table: FloatArray, bias: FloatArray, precision: Literal[8, 4]
 ) -> Tower:
     """The logits [r, k] as whole numbers of `precision` bits with one scale a row.
 
@@ -264,9 +291,9 @@ def _rounded(
     """
     most = (1 << precision - 1) - 1
     top = np.abs(table).max(axis=1, keepdims=True)
-    scale = _nearest_scale(table, top / most, most) if precision == 4 and not words_only else top / most
+    scale = _nearest_scale(table, top / most, most) if precision == 4 and reads == "all" else top / most
     whole = _to_whole(table, scale, most).astype(np.int8)
-    return Tower(slots, whole, scale[:, 0] * weight, weight, bias, words_only)
+    return Tower(slots, whole, scale[:, 0] * weight, weight, bias, reads)
 
 
 def _to_whole(table: FloatArray, scale: FloatArray, most: int) -> FloatArray:

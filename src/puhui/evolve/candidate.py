@@ -18,7 +18,6 @@ from puhui.compress.answer_shape import Label, Shape, find_shape, rule_of
 from puhui.compress.cascade_training import coverage
 from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Material, StaticRecipe
 from puhui.compress.shape_training import FAMILY_OF, ShapeOptions, train_shape
-from puhui.compress.static_training import MOST_DENSE, StaticOptions
 from puhui.core.errors import LearningError, MissingExtra
 from puhui.evolve.memory import Row, answers_of
 from puhui.models.family import ExpertModel
@@ -26,8 +25,6 @@ from puhui.teachers.soft_answers import SoftAnswers
 
 log = logging.getLogger("puhui.evolve")
 
-STEPS_OF_FEW = 120
-"""Of a fit of few texts, where a step takes little: twice the steps were worth 0.03 of coverage in the demo's job."""
 FOLDS = 2
 """Of the fits that teach an expert its confidence; `bench/static_log.md` has what more of them bring."""
 TIMED_ANSWERS = 200
@@ -96,8 +93,7 @@ def learn(shape: Shape, lessons: Sequence[Row], *, base: Path | None, folder: Pa
 
 def _learn_static(shape: Shape, lessons: Sequence[Row]) -> Candidate:
     texts, answers, soft = _taught(shape, [row for row in lessons if row.answer != NOT_TEXT])
-    steps = STEPS_OF_FEW if len(texts) <= MOST_DENSE else StaticOptions().steps
-    options = ShapeOptions(StaticOptions(steps=steps), calibrated=FOLDS)
+    options = ShapeOptions(calibrated=FOLDS)
     model = train_shape(shape, texts, answers, probabilities=soft, options=options)
     recipe = {"shape": type(shape).__name__, **msgspec.to_builtins(options.static), "folds": FOLDS}
     return Candidate(model, FAMILY_OF[type(shape)], rule_of(shape), recipe, _seconds_an_answer(model, texts))

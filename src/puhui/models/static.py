@@ -8,14 +8,17 @@ a row; all others point to row 0, which is zero, so that unknown text costs conf
     logits = Σ over towers of  Σ table(f) · gain(f) / √Σ weight(f)²  +  bias
 
 where the inner sums run over the distinct rows f of the text. The division is TF-IDF's: a text's length does
-not count. Confidence comes from the margin, best minus second-best logit: as its `Reliability` says, where it
-was learned, else p₁ / (p₁ + p₂) = 1 / (1 + exp(−margin)). It ranks answers better than p₁ does
-(`bench/static_log.md`): a ranking that `cascade.guarantee` turns into a promise, not itself a promise.
+not count. In a tower that reads the words' order they run over the text's words in turn, repeats included, and
+take the j-th of w words (j − ½) / w − ½ times: with a minus before the middle, a plus after it. Confidence
+comes from the margin, best minus second-best logit: as its `Reliability` says, where it was learned, else p₁ /
+(p₁ + p₂) = 1 / (1 + exp(−margin)). It ranks answers better than p₁ does (`bench/static_log.md`): a ranking that
+`cascade.guarantee` turns into a promise, not itself a promise.
 
-On disk (format 3, what the browser's runtime reads too) there are two files, and never pickle:
+On disk (format 4, or 3 where no tower reads the order; what the browser's runtime reads too) there are two
+files, and never pickle:
 
 `static.json`: `labels`, a list of k strings; `features`, the fields of `hashing.FeatureOptions`; `reads`, for each
-tower "all" or "words", the features that it reads; `format`, 3.
+tower "all", "words" or "order", what it reads of a text; `format`.
 
 `weights.safetensors`: little-endian arrays. For the towers i = 0, 1, …, with b = `features.buckets`:
 
@@ -39,7 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -50,11 +53,12 @@ from safetensors.numpy import load_file, save_file
 from puhui.core.errors import BundleError
 from puhui.models.hashing import FeatureOptions, Features, features
 from puhui.models.reliability import Reliability
-from puhui.models.tower import FloatArray, Tower
+from puhui.models.tower import FloatArray, Reads, Tower
 
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "static.json"
-FORMAT = 3
+FORMATS = (3, 4)
+"""Those that are read; the second has towers that read the words' order."""
 RELIABILITY = "reliability"
 CHUNK = 64  # texts pooled at once: bounds the memory of a batch, whatever its length
 
@@ -62,14 +66,13 @@ CHUNK = 64  # texts pooled at once: bounds the memory of a batch, whatever its l
 class StaticConfig(msgspec.Struct, frozen=True):
     """What `static.json` holds.
 
-    `reads` says for each tower which features it reads. `format` grows when an older reader would answer
-    wrongly.
+    `reads` says for each tower what it reads. `format` grows when an older reader would answer wrongly.
     """
 
     labels: tuple[str, ...]
     features: FeatureOptions
-    reads: tuple[Literal["all", "words"], ...]
-    format: int = FORMAT
+    reads: tuple[Reads, ...]
+    format: int
 
 
 class StaticModel:
@@ -130,11 +133,8 @@ class StaticModel:
         """Write `weights.safetensors` and `static.json` into the folder, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._arrays(), folder / WEIGHTS_FILE)
-        config = StaticConfig(
-            labels=self.labels,
-            features=self.options,
-            reads=tuple("words" if tower.words_only else "all" for tower in self.towers),
-        )
+        reads = tuple(tower.reads for tower in self.towers)
+        config = StaticConfig(self.labels, self.options, reads, FORMATS["order" in reads])
         (folder / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
 
     @classmethod
@@ -181,7 +181,7 @@ def _parts(arrays: dict[str, npt.NDArray[Any]], config: StaticConfig) -> tuple[l
         grouped[group][name] = array
     reliability = Reliability.from_arrays(grouped.pop(RELIABILITY))
     towers = [
-        Tower.restored(group, buckets=buckets, words_only=reads == "words")
+        Tower.restored(group, buckets=buckets, reads=reads)
         for group, reads in zip(grouped.values(), config.reads, strict=True)
     ]
     return towers, reliability
@@ -194,6 +194,7 @@ def _read_config(path: Path) -> StaticConfig:
         raise BundleError(f"{path} is missing: fetch the expert's bundle again") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         raise BundleError(f"{path} is damaged ({error}): fetch the expert's bundle again") from error
-    if config.format != FORMAT:
-        raise BundleError(f"{path} has format {config.format}; this Puhui reads {FORMAT}: upgrade puhui")
+    if config.format not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise BundleError(f"{path} has format {config.format}; this Puhui reads {known}: upgrade puhui")
     return config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -14,6 +15,8 @@ from puhui.models.hashing import Features
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Slots: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Reads: TypeAlias = Literal["all", "words", "order"]
+"""What a tower reads of a text: all features, its single words, or where in it each of its words stands."""
 
 _SMALLEST_NORM = 1e-6  # a text of unknown features has norm 0 and pools to zero
 _FOUR_BITS = 7  # numbers of 4 bits lie in [−7, 7]
@@ -21,13 +24,36 @@ _STORED = ("owners", "table", "gain", "weight", "bias")
 _TYPES: dict[str, tuple[type[np.generic], ...]] = {"slots": (np.uint16, np.uint32), "table": (np.int8,)}
 
 
-def rows_of(found: Features, slots: Slots, *, words_only: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """As `Tower.rows`: each row once however often the text repeats it, which ranks better than counts."""
-    rows = slots.take(found.buckets[: found.words] if words_only else found.buckets)
+class Read(NamedTuple):
+    """Rows [m] that a tower adds up, and how often it takes each [m]; without `times`, once."""
+
+    rows: npt.NDArray[np.unsignedinteger[Any]]
+    times: FloatArray | None
+
+    def scaled(self, numbers: FloatArray) -> FloatArray:
+        """Numbers of the rows [m], as often as they are taken."""
+        return numbers if self.times is None else numbers * self.times
+
+
+def read(found: Features, slots: Slots, reads: Reads) -> Read:
+    """What a tower reads of a text: see `static`. Row 0 stands for features that own none.
+
+    Distinct rows are in ascending order, each once however often the text repeats it, which ranks better than
+    counts; words in their order are as they come.
+    """
+    if reads == "order":
+        return Read(slots.take(found.buckets[: found.words]), _places(found.words))
+    rows = slots.take(found.buckets[: found.words] if reads == "words" else found.buckets)
     rows.sort()
     first = np.ones(len(rows), np.bool_)
     np.not_equal(rows[1:], rows[:-1], first[1:])
-    return rows[first]
+    return Read(rows[first], None)
+
+
+@lru_cache(maxsize=64)
+def _places(words: int) -> FloatArray:
+    """Where each of so many words stands, from just above −½, the beginning, to just below ½, the end."""
+    return ((np.arange(words) + 0.5) / words - 0.5).astype(np.float32)
 
 
 def narrowed(slots: npt.NDArray[np.uint32], *, rows: int) -> Slots:
@@ -41,8 +67,8 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
     `slots` uint16 or uint32 [b]: the row of each bucket, 0 for none; the buckets that own one own the rows
     1, 2, … r − 1 in ascending order. `table` int8 [r, k], row 0 zero. `gain`
     float32 [r] is a feature's weight times its row's int8 scale, `weight` float32 [r] the weight alone; row 0
-    of both is 0. `bias` float32 [k]. With `words_only` it reads single words alone: the many character
-    n-grams would fall on words by chance.
+    of both is 0. `bias` float32 [k]. A tower of words does not read all: the many character n-grams would fall
+    on words by chance.
     """
 
     slots: Slots
@@ -50,7 +76,7 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
     gain: FloatArray
     weight: FloatArray
     bias: FloatArray
-    words_only: bool = False
+    reads: Reads = "all"
 
     def stored(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays as they lie on disk, by name: see `static`."""
@@ -59,7 +85,7 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
         return dict(zip(_STORED, arrays, strict=True))
 
     @classmethod
-    def restored(cls, arrays: Mapping[str, npt.NDArray[Any]], *, buckets: int, words_only: bool) -> Tower:
+    def restored(cls, arrays: Mapping[str, npt.NDArray[Any]], *, buckets: int, reads: Reads) -> Tower:
         """The tower that `stored` gave. Raises BundleError for other names or a table of another type."""
         if set(arrays) != set(_STORED):
             raise BundleError(f"a tower has {', '.join(sorted(arrays))}; expected {', '.join(_STORED)}")
@@ -73,30 +99,26 @@ class Tower(msgspec.Struct, frozen=True, eq=False):
         owned = np.unpackbits(owners, count=buckets, bitorder="little").astype(np.bool_)
         slots = np.zeros(buckets, np.uint32)
         slots[owned] = np.arange(1, np.count_nonzero(owned) + 1)
-        return cls(narrowed(slots, rows=len(table)), table, gain, weight, bias, words_only)
-
-    def rows(self, found: Features) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The distinct rows [m] of a text's features, ascending; 0 stands for those that own none."""
-        return rows_of(found, self.slots, words_only=self.words_only)
+        return cls(narrowed(slots, rows=len(table)), table, gain, weight, bias, reads)
 
     def logits_one(self, found: Features) -> FloatArray:
         """Logits [k] of one text."""
-        rows = self.rows(found)
-        weights = self.weight.take(rows)
+        of_text = read(found, self.slots, self.reads)
+        weights, gains = self.weight.take(of_text.rows), of_text.scaled(self.gain.take(of_text.rows))
         # einsum, not @: it never wakes BLAS threads, whose spinning costs more than the product.
-        logits: FloatArray = np.einsum("i,ij->j", self.gain.take(rows), self.table.take(rows, axis=0))
+        logits: FloatArray = np.einsum("i,ij->j", gains, self.table.take(of_text.rows, axis=0))
         logits /= max(float(weights.dot(weights)) ** 0.5, _SMALLEST_NORM)
         logits += self.bias
         return logits
 
     def logits_many(self, texts: Sequence[Features]) -> FloatArray:
         """Logits [n, k] of n ≥ 1 texts."""
-        found = [self.rows(text) for text in texts]
-        firsts = np.cumsum([0, *(len(rows) for rows in found[:-1])])
-        rows = np.concatenate(found)
-        scaled = self.table.take(rows, axis=0) * self.gain.take(rows)[:, None]
+        found = [read(text, self.slots, self.reads) for text in texts]
+        firsts = np.cumsum([0, *(len(each.rows) for each in found[:-1])])
+        rows = np.concatenate([each.rows for each in found])
+        gains = np.concatenate([each.scaled(self.gain.take(each.rows)) for each in found])
         norms = np.sqrt(np.add.reduceat(self.weight.take(rows) ** 2, firsts))
-        logits: FloatArray = np.add.reduceat(scaled, firsts, axis=0)
+        logits: FloatArray = np.add.reduceat(self.table.take(rows, axis=0) * gains[:, None], firsts, axis=0)
         logits /= np.maximum(norms, np.float32(_SMALLEST_NORM))[:, None]
         logits += self.bias
         return logits
