@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from puhui.compress.bags import Bags, VectorsByBucket, by_bucket, gram_bags, order_bags, word_bags
 from puhui.compress.lessons import Lessons
@@ -40,8 +41,8 @@ _FOLDS = 0xF01D5
 UNTOLD = 0.25
 MOST_DENSE = 3000
 """Texts up to which all their inner products are kept: one dense product takes less than two sparse ones."""
-STEPS_OF_FEW = 2
-"""So many times the steps for so few texts, where a step takes little."""
+STEPS_OF_FEW, STEPS_WITH_FOLDS = 2, 2 / 3
+"""Times the steps: for so few texts, where a step takes little; and where the last fit starts from those of folds."""
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
@@ -50,7 +51,7 @@ class StaticOptions(msgspec.Struct, frozen=True):
 
     Probabilities p are learned from as p^(1/`temperature`), scaled to sum to one; hard answers stay hard. At
     most `max_cells` numbers are kept, rows times labels: the commonest features first. `penalty` and `steps`
-    are those of `logistic` (for few texts, twice the steps): more raise agreement by 0.004 at most.
+    are those of `logistic` (for few texts twice the steps, with folds two thirds): more raise agreement by 0.004 at most.
     `word_share` is the length of a typical text's mean word vector, where the n-grams' vector has length one,
     and `order_share` of the same mean by where the words stand (0: none). That helps where probabilities are
     told, and is left out where they are not: it costs agreement with answers alone. `precision` is the bits of
@@ -94,6 +95,9 @@ def distill_static(
     if calibrated == 1 or calibrated < 0:
         raise LearningError(f"calibrated is {calibrated}; it is a number of folds, 2 or more, or 0 for none")
     chosen = options or StaticOptions()
+    folded = calibrated > 0 and len(set(texts)) >= calibrated
+    if folded:
+        chosen = replace(chosen, steps=round(chosen.steps * STEPS_WITH_FOLDS))
     vectors = None
     if word_vectors is not None:
         vectors = by_bucket(word_vectors, chosen.features, max(1, chosen.max_cells // len(labels)))
@@ -104,7 +108,7 @@ def distill_static(
     # Learned from softened probabilities, margins are as much smaller: this is p₁ / (p₁ + p₂) as the big model has it.
     slope = 1.0 if probabilities is None else float(np.float32(chosen.temperature))
     done, start, reliability = 0.0, None, Reliability(slope, np.zeros(len(labels), np.float32))
-    if calibrated and len(set(texts)) >= calibrated:
+    if folded:
         # Each fold's fit learns from all folds but one. The last starts from them, and has less than half to do.
         done = (calibrated - 1) / (calibrated - 0.5)
         fold = _folds(texts, calibrated, seed)
