@@ -51,11 +51,11 @@ class StaticOptions(msgspec.Struct, frozen=True):
 
     Probabilities p are learned from as p^(1/`temperature`), scaled to sum to one; hard answers stay hard. At
     most `max_cells` numbers are kept, rows times labels: the commonest features first. `penalty` and `steps`
-    are those of `logistic` (for few texts twice the steps, with folds two thirds): more raise agreement by 0.004 at most.
-    `word_share` is the length of a typical text's mean word vector, where the n-grams' vector has length one,
-    and `order_share` of the same mean by where the words stand (0: none). That helps where probabilities are
-    told, and is left out where they are not: it costs agreement with answers alone. `precision` is the bits of
-    a number in the table.
+    are those of `logistic` (for few texts twice the steps, with folds two thirds): more raise agreement by
+    0.004 at most. `word_share` is the length of a typical text's mean word vector, where the n-grams' vector
+    has length one, and `order_share` of the same mean by where the words stand (0: none). That helps where
+    probabilities are told, and is left out where they are not: it costs agreement with answers alone.
+    `precision` is the bits of a number in the table.
     """
 
     features: FeatureOptions = FeatureOptions(buckets=1 << 18, char_max=4)
