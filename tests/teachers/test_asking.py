@@ -386,6 +386,19 @@ def test_ctrl_c_keeps_what_was_told(tmp_path: Path, how: str) -> None:
     file.close()
 
 
+def test_ctrl_c_at_the_very_end_in_a_running_loop() -> None:
+    """When it comes, the loop that did the work is closed already."""
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def as_a_notebook_does() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted())
+
+    asyncio.run(as_a_notebook_does())
+
+
 # --- over HTTP
 
 

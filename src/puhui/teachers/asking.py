@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import random
 import time
 from collections import Counter, deque
@@ -391,6 +392,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             done.result()
         except KeyboardInterrupt:
             for task in tasks:
-                task.get_loop().call_soon_threadsafe(task.cancel)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: all of it had just been done
+                    task.get_loop().call_soon_threadsafe(task.cancel)
             raise  # leaving the block waits until it has ended
     return results[0]
