@@ -51,7 +51,7 @@ class StaticRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="static"
     def name(self) -> str:
         """A few words for people."""
         size = f"{self.max_cells / 1e6:g} M cells, int{self.precision}, {self.chars[0]}-{self.chars[1]} characters"
-        words = "" if not self.word_vectors else ", word vectors in order" if self.word_order else ", word vectors"
+        words = "" if not self.word_vectors else f", word vectors{'' if self.word_order else ' without order'}"
         return f"static, {size}{words}"
 
 
