@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from puhui.store.tables import SCHEMA_VERSION, about, metadata
 OLDER = ("1",)
 """Schemas that are brought up to date at opening."""
 CHECKED_AT_OPENING_BYTES = 64 * 1024 * 1024
+PATIENCE_S = 10
+"""How long another process may hold the store."""
 
 
 class Store:
@@ -111,9 +114,9 @@ def _parse(url: str) -> URL:
 
 def _sqlite_pragmas(durable: bool) -> Any:
     def configure(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute(f"PRAGMA busy_timeout={PATIENCE_S * 1000}")  # first: those that follow may have to wait
+        _write_ahead(connection)
         for pragma in (
-            "busy_timeout=10000",  # first: those that follow may have to wait
-            "journal_mode=WAL",
             f"synchronous={'FULL' if durable else 'NORMAL'}",
             "wal_autocheckpoint=4000",
             "secure_delete=ON",  # what is deleted is overwritten with zeros
@@ -121,6 +124,19 @@ def _sqlite_pragmas(durable: bool) -> Any:
             connection.execute(f"PRAGMA {pragma}")
 
     return configure
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Puts a new store into WAL mode. SQLite itself does not wait while another process is doing just that."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
 
 
 def _prepare(store: Store) -> None:
