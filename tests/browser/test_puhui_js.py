@@ -25,6 +25,7 @@ from puhui.models.hashing import FeatureOptions, features
 from puhui.models.reliability import Reliability
 from puhui.models.static import StaticModel
 from puhui.models.tower import Reads, Tower
+from puhui.trust.keys import load_or_create_key
 from serving import serving
 
 ODD = [
@@ -279,6 +280,22 @@ def refused(browser: Any, folder: Path, options: dict[str, object] | None = None
 @pytest.fixture
 def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.place, tmp_path / "copy"))
+
+
+def test_a_signature_is_hexadecimal_to_the_last_digit(browser: Any, copy: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """A lenient parser takes "!0" for the byte 0: a signature that was changed there would still hold."""
+    for number in range(200):  # of every five keys, one signs with a byte that is 0
+        key = load_or_create_key(tmp_path / f"{number}.key")
+        signature = key.sign(bundle.id.encode())
+        zeros = [at for at in range(0, 128, 2) if signature[at : at + 2] == "00"]
+        if zeros:
+            break
+    for said in (signature, f"{signature[: zeros[0]]}!{signature[zeros[0] + 1 :]}"):
+        (copy / "signature.json").write_text(json.dumps({"key": key.public, "signature": said}))
+        with serving(elsewhere(copy.parent)) as url:
+            browser.get(url)
+            told = evaluate(browser, LOAD, f"{url}/puhui/puhui.js", f"{url}/files/{copy.name}/", {})
+        assert (told is None) == (said == signature)
 
 
 @pytest.mark.parametrize("name", ["expert.json", "static.json", "weights.safetensors", "signature.json"])

@@ -61,6 +61,7 @@ let looked = false, stale = false, kept = false, transferred = 0, trouble = null
 
 const say = () => WORDS[language];
 const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
+const surety = (delta) => `${Math.floor(1000 - delta * 1000 + 1e-6) / 10} %`; // rounded down: never "100 % sure"
 const size = (bytes) => (bytes < 1e5 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(2)} MB`);
 
 function remembered(key, value) {
@@ -180,7 +181,7 @@ function showFacts(words) {
   if (told) {
     facts.push([words.labels, told.labels]);
     facts.push([words.coverage, percent(told.coverage)]);
-    facts.push([words.risk, words.atMost(percent(told.risk_bound), percent(1 - told.delta))]);
+    facts.push([words.risk, words.atMost(percent(told.risk_bound), surety(told.delta))]);
   }
   if (expert) {
     const { digests, signature } = expert.checks;

@@ -25,7 +25,7 @@ function facts(task, version) {
   return h("dl", {},
     fact(say("shareSoFar"), percent(done), say("ofRequests", count(task.requests))),
     version && fact(say("coverage"), percent(version.coverage)),
-    version && fact(say("provenRisk"), `≤ ${percent(version.risk_bound, 1)}`, say("sureOf", percent(1 - version.delta, 1))),
+    version && fact(say("provenRisk"), `≤ ${percent(version.risk_bound, 1)}`, say("sureOf", percent(Math.floor(1000 - version.delta * 1000 + 1e-6) / 1000, 1))),
     fact(say("audits"), count(task.audits), say("auditsDue", count(due))),
     version?.bytes && fact(say("size"), bytes(version.bytes)),
     version?.answer_us && fact(say("speed"), ms(version.answer_us / 1000)),
