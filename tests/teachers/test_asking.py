@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from email.utils import format_datetime
 from pathlib import Path
 
@@ -20,62 +19,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_teacher import Plain, failing, refused
 
-from puhui.core.errors import LearningError, SettingsError, StoreError, UpstreamError, UpstreamRefused, UpstreamTimeout
+from puhui.core.errors import LearningError, SettingsError, StoreError, UpstreamError, UpstreamTimeout
 from puhui.teachers import asking
 from puhui.teachers.answer_book import BOOK_FILE, AnswerBook, key_of
 from puhui.teachers.asking import AskProgress, Budget, ask_all, run, seconds_of, soften
-from puhui.teachers.probing import SelfAgreement, estimate, self_agreement
+from puhui.teachers.probing import estimate
 from puhui.teachers.teacher import TeacherOptions, Told
 from puhui.teachers.teachers import open_teacher
 from serving import BigModel
-
-
-class Plain:
-    """A teacher that answers by `rule`, an answer or the error that it raises, and counts what it is asked."""
-
-    name, digest = "plain", "plain-1"
-    deterministic: bool | None = None
-    labels: tuple[str, ...] = ()
-
-    def __init__(
-        self, rule: Callable[[str], str] = str.upper, *, parallel: int = 1, batch: int = 1, cost: float | None = 0.0
-    ) -> None:
-        self.rule, self.parallel, self.batch, self.cost = rule, parallel, batch, cost
-        self.asked: Counter[str] = Counter()
-        self.closed = self.most_at_once = self._at_once = 0
-
-    async def ask_many(self, texts: Sequence[str]) -> list[Told]:
-        self.asked.update(texts)
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            await asyncio.sleep(0)
-            return [
-                Told(answer=self.rule(text), seconds=0.1, tokens_in=2, tokens_out=1, cost=self.cost) for text in texts
-            ]
-        finally:
-            self._at_once -= 1
-
-    async def close(self) -> None:
-        self.closed += 1
-
-
-def failing(times: int, error: Exception) -> Callable[[str], str]:
-    """A rule that fails so many times for each text first."""
-    seen: Counter[str] = Counter()
-
-    def rule(text: str) -> str:
-        seen[text] += 1
-        if seen[text] <= times:
-            raise error
-        return text.upper()
-
-    return rule
-
-
-def refused(status: int, retry_after: str | None = None) -> UpstreamRefused:
-    return UpstreamRefused(f"status {status}", status=status, body=b"no", retry_after=retry_after)
 
 
 def answers(asked: asking.Asked) -> list[str | None]:
@@ -432,71 +385,6 @@ def test_log_probabilities_become_probabilities(big: BigModel, tmp_path: Path) -
     assert soft == pytest.approx({"HELLO": 1 - np.exp(-2.5), "other": np.exp(-2.5)}, abs=0.03)
     given_by_itself = Told(answer="a", probabilities={"a": 1.0}, alternatives=(("b", -1.0),))
     assert soften([given_by_itself, Told(answer="a")], {"a", "b"}) == [{"a": 1.0}, None]
-
-
-# --- probing
-
-
-def test_an_estimate_without_a_probe(tmp_path: Path) -> None:
-    teacher = Plain()
-    forecast = estimate(teacher, ["a", "b"], folder=tmp_path, probe=0)
-    assert (forecast.to_ask, forecast.cost, forecast.sampled) == (2, None, 0)
-    assert not teacher.asked
-
-
-def test_an_estimate_from_what_is_known(tmp_path: Path) -> None:
-    texts = [str(number) for number in range(100)]
-    ask_all(Plain(cost=0.5, parallel=4), texts[:40], folder=tmp_path)
-    teacher = Plain(cost=9.0, parallel=4)
-    forecast = estimate(teacher, texts, folder=tmp_path)
-    assert not teacher.asked
-    assert (forecast.cost, forecast.tokens_in, forecast.sampled) == (30.0, 120, 40)
-    assert forecast.seconds == pytest.approx(60 * 0.1 / 4)
-
-
-def test_an_estimate_probes_short_and_long(tmp_path: Path) -> None:
-    teacher = Plain()
-    estimate(teacher, ["x" * length for length in range(100)], folder=tmp_path, probe=4)
-    assert sorted(map(len, teacher.asked)) == [12, 37, 62, 87]
-
-
-def test_an_estimate_of_a_teacher_that_refuses(tmp_path: Path) -> None:
-    with pytest.raises(LearningError, match="refused every probe: status 400 no"):
-        estimate(Plain(failing(99, refused(400))), ["a", "b"], folder=tmp_path)
-
-
-def test_a_teacher_that_contradicts_itself(tmp_path: Path) -> None:
-    fickle = Plain(lambda text: text if len(text) > 1 else f"{text} {fickle.asked[text]}")
-    texts = [*(str(number) for number in range(10)), *(f"long {number}" for number in range(30))]
-    found = self_agreement(fickle, texts, folder=tmp_path)
-    assert (found.rows, found.equal, found.share) == (40, 30, 0.75)
-    assert found.ceiling == pytest.approx(0.75**0.5)
-    assert max(fickle.asked.values()) == 2
-    assert found.low <= found.share <= found.high
-    asked = fickle.asked.total()
-    assert self_agreement(fickle, texts, folder=tmp_path) == found
-    assert fickle.asked.total() == asked
-
-
-def test_a_teacher_that_agrees_with_itself(tmp_path: Path) -> None:
-    found = self_agreement(Plain(), [str(number) for number in range(300)], folder=tmp_path, rows=100)
-    assert (found.rows, found.equal, found.share, found.ceiling, found.high) == (100, 100, 1.0, 1.0, 1.0)
-    assert found.low == pytest.approx(0.025 ** (1 / 100), abs=1e-9)  # Clopper and Pearson, by hand
-
-
-def test_self_agreement_needs_answers(tmp_path: Path) -> None:
-    with pytest.raises(LearningError, match="answered none of 1 texts twice"):
-        self_agreement(Plain(failing(99, refused(400))), ["a"], folder=tmp_path)
-
-
-@given(st.lists(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5).filter(any), min_size=1, max_size=8))
-def test_no_expert_agrees_more_than_the_ceiling(weights: list[list[float]]) -> None:
-    shares = [np.array(each) / sum(each) for each in weights]
-    with_itself = float(np.mean([(each**2).sum() for each in shares]))
-    best_expert = float(np.mean([each.max() for each in shares]))
-    rows = 1_000_000
-    found = SelfAgreement(rows=rows, equal=min(rows, int(np.ceil(with_itself * rows))), low=0.0, high=1.0)
-    assert best_expert <= found.ceiling + 1e-6
 
 
 def test_run_gives_errors_on() -> None:
