@@ -102,8 +102,9 @@ def distill_static(
     if word_vectors is not None:
         vectors = by_bucket(word_vectors, chosen.features, max(1, chosen.max_cells // len(labels)))
     wanted = _softened(lessons.wanted, chosen.temperature)
-    in_order = probabilities is not None and chosen.order_share > 0.0
-    course = _Course([features(text, chosen.features) for text in texts], wanted, vectors, in_order, chosen)
+    if probabilities is None:
+        chosen = replace(chosen, order_share=0.0)
+    course = _Course([features(text, chosen.features) for text in texts], wanted, vectors, chosen)
     report = progress or (lambda share: None)
     # Learned from softened probabilities, margins are as much smaller: this is p₁ / (p₁ + p₂) as the big model has it.
     slope = 1.0 if probabilities is None else float(np.float32(chosen.temperature))
@@ -123,32 +124,30 @@ class _Course(msgspec.Struct, frozen=True, eq=False):
     texts: Sequence[Features]
     wanted: FloatArray
     vectors: VectorsByBucket | None
-    in_order: bool
     options: StaticOptions
 
     def part(self, rows: IntArray) -> _Course:
         """The same for some of the texts."""
-        texts = [self.texts[row] for row in rows.tolist()]
-        return _Course(texts, self.wanted[rows], self.vectors, self.in_order, self.options)
+        return _Course([self.texts[row] for row in rows.tolist()], self.wanted[rows], self.vectors, self.options)
 
     def learn(self, progress: Progress, start: FloatArray | None = None) -> tuple[list[Tower], FloatArray]:
         """The towers, rounded, and the fit [n, k] that they came from, which another may `start` from."""
-        grams = gram_bags(
-            self.texts, self.options.features.buckets, max(1, self.options.max_cells // self.wanted.shape[1])
-        )
+        buckets, precision = self.options.features.buckets, self.options.precision
+        grams = gram_bags(self.texts, buckets, max(1, self.options.max_cells // self.wanted.shape[1]))
         spoken = self._spoken()
         fitted = fit_tables(grams, spoken, self.wanted, self.options, progress, start)
-        precision, none = self.options.precision, np.zeros_like(fitted.bias)
+        none = np.zeros_like(fitted.bias)
         towers = [rounded(grams, fitted.grams, fitted.bias, precision)]
         towers += [rounded(each.bags, table, none, precision) for each, table in zip(spoken, fitted.words, strict=True)]
         return towers, fitted.rows
 
     def _spoken(self) -> list[Spoken]:
+        """What the word vectors add: the words, and where they stand."""
         if self.vectors is None:
             return []
         words = word_bags(self.texts, self.vectors, self.options.features.buckets)
         spoken = [Spoken(words, self.vectors, self.options.word_share)]
-        if self.in_order:
+        if self.options.order_share > 0.0:
             spoken.append(Spoken(order_bags(self.texts, words), self.vectors, self.options.order_share))
         return spoken
 
