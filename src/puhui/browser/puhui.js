@@ -161,8 +161,8 @@ class Files {
 
 /** True for a valid signature, false where this browser knows no Ed25519. Throws BundleError for a wrong one. */
 async function verified(subtle, id, { key, signature }) {
-  const bytes = (hex) => Uint8Array.from(hex.match(/../g), (pair) => Number.parseInt(pair, 16));
-  const binary = (hex) => (/^([0-9a-f]{2})+$/i.test(hex) ? bytes(hex) : new Uint8Array(0)); // none are never valid
+  const pairs = (hex) => (/^([0-9a-f]{2})+$/i.test(hex) ? hex.match(/../g) : []); // no bytes are never valid
+  const binary = (hex) => Uint8Array.from(pairs(hex), (pair) => Number.parseInt(pair, 16));
   let valid = false;
   try {
     const owner = await subtle.importKey("raw", binary(key), "Ed25519", false, ["verify"]);

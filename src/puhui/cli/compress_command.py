@@ -137,8 +137,10 @@ def again(arguments: Sequence[str], out: Path) -> list[str]:
             found.append(name)
         elif one.startswith("--out="):
             found.append(f"--out={name}")
+        elif one.startswith("-o") and one != "-o":
+            found.append(f"-o{name}")
         else:
-            found.append(f"-o{name}" if one.startswith("-o") and one != "-o" else one)
+            found.append(one)
     return found
 
 

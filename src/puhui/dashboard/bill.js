@@ -1,7 +1,7 @@
 /** The bill: the meter, energy, CO₂ and money beside the world without experts, over time, by task and by model. */
 
 import { bars } from "./chart.js";
-import { again, begin, by, choice, count, energy, fill, grams, h, money, number, percent, read, remembered, say, table } from "./shell.js";
+import { again, begin, by, choice, count, energy, fill, grams, h, money, number, percent, read, remembered, say, surety, table } from "./shell.js";
 
 const PERIODS = ["hour", "today", "week", "month", "all"], QUANTITIES = ["requests", "energy", "co2", "money"], EVERY_MS = 5000;
 const PARTS = ["big", "expert", "audit", "learning", "node"], MOST_SLOTS = 1200, MOST_QUIET = 4, DAY_S = 86_400;
@@ -28,7 +28,7 @@ function drawMeter({ total, delta }) {
         h("li", {}, h("span", { class: "dot is-big" }), say("byBig", count(big))),
         total.failed > 0 && h("li", {}, h("span", { class: "dot" }), say("failed", count(total.failed))))),
     h("p", { class: proven ? "promise" : "promise none" },
-      proven ? say("proven", percent(total.proven_risk, 1), percent(1 - delta)) : say("notProven"))));
+      proven ? say("proven", percent(total.proven_risk, 1), surety(delta)) : say("notProven"))));
 }
 
 /** One quantity: what was used and what the big model alone would have, as two bars of one scale. */

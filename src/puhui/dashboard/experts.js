@@ -1,7 +1,7 @@
 /** The experts: each task with the one in place, what its watch has seen, its versions, and what a person may do. */
 
 import { evidence } from "./chart.js";
-import { again, begin, by, bytes, confirmed, count, fill, h, moment, ms, number, percent, read, say, table, trouble } from "./shell.js";
+import { again, begin, by, bytes, confirmed, count, fill, h, moment, ms, number, percent, read, say, surety, table, trouble } from "./shell.js";
 
 const EVERY_MS = 3000, ID = 12;
 let found = null, drawn = "";
@@ -25,7 +25,7 @@ function facts(task, version) {
   return h("dl", {},
     fact(say("shareSoFar"), percent(done), say("ofRequests", count(task.requests))),
     version && fact(say("coverage"), percent(version.coverage)),
-    version && fact(say("provenRisk"), `≤ ${percent(version.risk_bound, 1)}`, say("sureOf", percent(Math.floor(1000 - version.delta * 1000 + 1e-6) / 1000, 1))),
+    version && fact(say("provenRisk"), `≤ ${percent(version.risk_bound, 1)}`, say("sureOf", surety(version.delta))),
     fact(say("audits"), count(task.audits), say("auditsDue", count(due))),
     version?.bytes && fact(say("size"), bytes(version.bytes)),
     version?.answer_us && fact(say("speed"), ms(version.answer_us / 1000)),

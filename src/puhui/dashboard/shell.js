@@ -28,6 +28,8 @@ export function say(name, ...values) {
 const locale = () => (language === "zh" ? "zh-CN" : "en-GB");
 export const count = (number) => Math.round(number).toLocaleString(locale());
 export const percent = (share, digits = share > 0 && share < 0.1 ? 1 : 0) => `${(share * 100).toFixed(digits)} %`;
+/** How sure a promise at δ is, rounded down: nothing is 100 % sure. */
+export const surety = (delta) => `${Math.floor(1000 - delta * 1000 + 1e-6) / 10} %`;
 
 /** A number with three digits that matter. */
 export function number(value) {
