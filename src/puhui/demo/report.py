@@ -19,7 +19,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     times = ratios(result)
     table = Table(title="The big model alone, and with Puhui in front of it", show_lines=False)
     for name, justify in (("", "left"), ("big model", "right"), ("Puhui", "right"), ("", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # literals, which a loop widens
     table.add_row(
         "latency of an answer, p50", _ms(latency["big"]["p50"]), _ms(latency["expert"]["p50"]), _times(times["latency"])
     )

@@ -46,7 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refusing = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Room is made by whoever has owed a request for longest."""
         self.waiting_since = self.loop.time()
         super().connection_made(transport)

@@ -230,6 +230,6 @@ def _rule(card: Card | None) -> Rule:
     if card is None:
         return EXACT
     try:
-        return msgspec.convert(card.agreement_rule, Rule)  # type: ignore[no-any-return]
+        return msgspec.convert(card.agreement_rule, Rule)  # type: ignore[no-any-return]  # a union is no type to `convert`
     except msgspec.ValidationError:
         return EXACT

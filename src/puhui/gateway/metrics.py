@@ -233,7 +233,7 @@ class Metrics(Collector):
                     self._readable = 0.0
             # Not by the library's `choose_encoder`: it fails at versions that are no numbers.
             if "application/openmetrics-text" in http.headers.get("accept", ""):
-                shown: bytes = open_metrics(self._registry)  # type: ignore[no-untyped-call]
+                shown: bytes = open_metrics(self._registry)  # type: ignore[no-untyped-call]  # the library has no type for it
                 return Response(shown, headers={"content-type": OPEN_METRICS})
             return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 

@@ -147,7 +147,7 @@ def _tokenizer(place: Path, length: int | None) -> Any:
         raise MissingExtra("An ONNX big model", "encoder") from error
     try:
         tokenizer = Tokenizer.from_file(str(place))
-    except Exception as error:
+    except Exception as error:  # what tokenizers raises is a bare Exception
         raise SettingsError(f"{place} is no tokenizer: {error}") from error
     padding = tokenizer.padding or {"pad_id": tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0}
     tokenizer.enable_truncation(length or _reads(place.parent, tokenizer.truncation))
