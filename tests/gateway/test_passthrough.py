@@ -57,6 +57,13 @@ def test_embeddings_are_passed_on_and_metered_and_not_kept(http: httpx.Client, f
     assert b"secret-a" not in (folder / "puhui.db").read_bytes()
 
 
+def test_a_header_that_comes_several_times_goes_on_as_one(http: httpx.Client, seen: Seen) -> None:
+    headers = [("x-trace-tag", "a"), ("x-trace-tag", "b"), ("connection", "x-own"), ("connection", "close")]
+    http.post("/v1/embeddings", json={"model": "m", "input": "c"}, headers=[*headers, ("x-own", "secret")])
+    assert seen[-1]["headers"]["x-trace-tag"] == "a, b"
+    assert "x-own" not in seen[-1]["headers"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "tokens"),
     [("/v1/responses", {"input": "hi"}, (9, 4)), ("/v1/completions", {"prompt": "hi"}, (11, 3))],

@@ -6,6 +6,7 @@ A line has the id of the request under way, if it is about one.
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import sys
 from typing import Any, Literal, TextIO, TypeAlias
@@ -47,7 +48,14 @@ class TextFormatter(logging.Formatter):
 
 def clock(at: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC, to the millisecond."""
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds")
+    second, milliseconds = divmod(int(at * 1000.0), 1000)
+    return f"{_second(second)}.{milliseconds:03d}+00:00"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    """Many lines have the same second."""
+    return datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def set_up_logging(form: LogFormat, level: str, stream: TextIO | None = None) -> None:

@@ -32,6 +32,7 @@ from puhui.node.observer import Event, Served
 
 NO_ROUTE = "none"
 """The route of a request that found none."""
+LOGGER = "puhui.access"
 QUIET_ROUTES = frozenset(("/healthz", "/readyz", "/metrics"))
 WENT_AWAY = 499
 FAULT = 500
@@ -223,7 +224,7 @@ class LineWriter:
                 sys.stderr.write(b"".join(lines).decode())
                 sys.stderr.flush()
         if dropped:
-            logging.getLogger("puhui.access").warning("%d lines were dropped: they are not read fast enough", dropped)
+            logging.getLogger(LOGGER).warning("%d lines were dropped: they are not read fast enough", dropped)
 
 
 class AccessLog:
@@ -244,13 +245,19 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
     line: dict[str, Any] = {
         "time": clock(exchange.at),
         "level": "INFO",
-        "logger": "puhui.access",
+        "logger": LOGGER,
         "request_id": exchange.id,
         "method": exchange.method,
         "route": exchange.route,
         "status": exchange.status,
         "ms": round(exchange.seconds * 1000.0, 3),
     }
+    return line | _more_of(exchange)
+
+
+def _more_of(exchange: Exchange) -> dict[str, Any]:
+    """What not every line has."""
+    line: dict[str, Any] = {}
     if exchange.key:
         line["key"] = exchange.key
     if not exchange.whole:
@@ -258,7 +265,7 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
     served = exchange.served
     if served is None:
         return line
-    line |= {"model": served.request.model, "by": served.by, "task": served.task}
+    line["model"], line["by"], line["task"] = served.request.model, served.by, served.task
     if served.status != exchange.status:  # a stream that broke off
         line["answer_status"] = served.status
     if exchange.first_s is not None and served.first_s is not None:
@@ -266,14 +273,9 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
     answer = served.answer
     if answer is not None:
         usage = answer.usage
-        line |= {
-            "expert": answer.expert,
-            "confidence": answer.confidence,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "joules": usage.energy.joules,
-            "cost": usage.cost,
-        }
+        line["expert"], line["confidence"] = answer.expert, answer.confidence
+        line["prompt_tokens"], line["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
+        line["joules"], line["cost"] = usage.energy.joules, usage.cost
     return line
 
 
@@ -296,16 +298,20 @@ _ODD = re.compile(r"[^!-~]")
 
 def text_line(exchange: Exchange) -> bytes:
     """The line for people: the same fields, those without a name first."""
-    fields = fields_of(exchange)
-    at, _, logger, id, method, route, status, ms = (fields.pop(name) for name in tuple(fields)[:8])
-    more = " ".join(f"{name}={_bare(value)}" for name, value in fields.items() if value is not None)
-    return f"{at} {logger} {id} {method} {route} {status} {ms:.1f} ms {more}".rstrip().encode() + b"\n"
+    pieces = [
+        f"{clock(exchange.at)} {LOGGER} {exchange.id} {exchange.method} {exchange.route} {exchange.status} "
+        f"{exchange.seconds * 1000.0:.1f} ms"
+    ]
+    for name, value in _more_of(exchange).items():
+        if value is not None:
+            pieces.append(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={_bare(value)}")
+    return " ".join(pieces).encode() + b"\n"
 
 
 def _bare(value: Any) -> str:
     """A value without blanks, line feeds or anything else that could make it look like more than one."""
     if not isinstance(value, str):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return str(value)
     if value.isascii() and value.isprintable() and " " not in value:
         return value
     return _ODD.sub(lambda found: found[0].encode("unicode_escape").decode("ascii").replace(" ", "_"), value)

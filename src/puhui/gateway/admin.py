@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from puhui.core.errors import InvalidRequest, SettingsError
 from puhui.gateway.allowance import Allowances
-from puhui.gateway.bodies import read_body
+from puhui.gateway.bodies import read_body, read_headers
 from puhui.gateway.key_ring import KeyRing
 from puhui.gateway.replies import bytes_reply
 from puhui.models.wire import NOT_JSON
@@ -153,7 +153,7 @@ def row_of(key: ApiKey) -> KeyRow:
 
 
 async def _wanted(http: HttpRequest) -> Wanted:
-    body = await read_body(http)
+    body = await read_body(http, read_headers(http))
     try:
         return msgspec.json.decode(body, type=Wanted)
     except NOT_JSON as error:

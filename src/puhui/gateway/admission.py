@@ -26,7 +26,7 @@ log = logging.getLogger("puhui.gateway")
 MOST_AT_ONCE = 2000
 LEAST_AT_ONCE = 64
 TARGET_S = 0.008
-"""How long what is ready may wait for its turn: an answer takes about six turns of the loop."""
+"""How long what is ready may wait for its turn: an answer takes about eight turns of the loop."""
 HOPELESS_S = 0.150
 """So far behind, the loop takes nothing new before it has caught up."""
 LOOK_EVERY_S, WINDOW_S, WINDOW_LOOKS = 0.02, 0.1, 2

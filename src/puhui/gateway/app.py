@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import PuhuiError
 from puhui.core.request import Request
-from puhui.gateway.bodies import caller_of, check_model, read_body
+from puhui.gateway.bodies import caller_of, check_model, read_body, read_headers
 from puhui.gateway.chat import error_event, headers_of, read_request, text_as_stream, whole_reply, with_report
 from puhui.gateway.openapi import document_route
 from puhui.gateway.passthrough import model_routes, passthrough_routes
@@ -56,7 +56,8 @@ def build_app(
     """
 
     async def chat(http: HttpRequest) -> Response:
-        request = read_request(await read_body(http), http.headers, caller_of(http))
+        headers = read_headers(http)
+        request = read_request(await read_body(http, headers), headers, caller_of(http))
         check_model(request, models)
         answer = await answerer(request)
         if request.stream:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from puhui.core.errors import InvalidRequest, UnknownModel
@@ -30,27 +29,42 @@ def caller_of(http: HttpRequest) -> Caller:
     return caller if isinstance(caller, Caller) else _NOBODY
 
 
-async def read_body(http: HttpRequest) -> bytes:
+def read_headers(http: HttpRequest) -> dict[str, str]:
+    """The headers, names in small letters; the values of one that is there several times, with commas (RFC 9110, 5.3).
+
+    A dictionary, as a request is looked through for a dozen of them, and each look at the library's takes them all.
+    """
+    found: dict[str, str] = {}
+    for raw_name, raw_value in http.scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+async def read_body(http: HttpRequest, headers: Mapping[str, str]) -> bytes:
     """The body, read no further than is allowed. Raises `WrongType` and `TooLarge`.
 
     A body of no type is taken for JSON: many small clients send none.
     """
-    kind = http.headers.get("content-type")
+    kind = headers.get("content-type")
     if kind and kind != JSON:
         name = kind.partition(";")[0].strip().lower()
         if name != JSON and not name.endswith("+json"):
             raise WrongType(f"the body is said to be {kind[:100]!r}; send content-type: {JSON}")
+    receive = http.receive
     pieces: list[bytes] = []
-    size = 0
-    try:
-        async for piece in http.stream():
-            size += len(piece)
-            if size > MOST_BODY_BYTES:
-                raise TooLarge(f"the body is larger than {MOST_BODY_BYTES} bytes, which is the most taken here")
-            pieces.append(piece)
-    except ClientDisconnect as error:
-        raise InvalidRequest("the client went away before its request was whole") from error
-    return b"".join(pieces)
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the client went away before its request was whole")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > MOST_BODY_BYTES:
+            raise TooLarge(f"the body is larger than {MOST_BODY_BYTES} bytes, which is the most taken here")
+        pieces.append(piece)
+        more = message.get("more_body", False)
+    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def check_model(request: Request, models: Collection[str]) -> None:

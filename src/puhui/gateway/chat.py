@@ -6,7 +6,7 @@ import json
 import string
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -70,6 +70,7 @@ def read_request(body: bytes, headers: Mapping[str, str], caller: Caller = Calle
     messages = _field(fields, "messages", _decode_messages)
     if not messages:
         raise InvalidRequest("'messages' is empty; it needs at least one message", param="messages")
+    more = sorted(fields.keys() - _NEUTRAL)
     return request_of(
         body,
         fields,
@@ -77,8 +78,8 @@ def read_request(body: bytes, headers: Mapping[str, str], caller: Caller = Calle
         caller,
         messages=messages,
         task=_task(fields),
-        plain=all(_is_plain(name, fields[name]) for name in _MORE_THAN_TEXT.keys() & fields.keys()),
-        settings=_settings(fields),
+        plain=all(_is_plain(name, fields[name]) for name in more if name in _MORE_THAN_TEXT),
+        settings=_settings(fields, more) if more else "",
     )
 
 
@@ -136,10 +137,7 @@ def _is_plain(name: str, raw: msgspec.Raw) -> bool:
     return value is None or value in _MORE_THAN_TEXT[name]
 
 
-def _settings(fields: Mapping[str, msgspec.Raw]) -> str:
-    names = sorted(fields.keys() - _NEUTRAL)
-    if not names:
-        return ""
+def _settings(fields: Mapping[str, msgspec.Raw], names: Sequence[str]) -> str:
     try:
         return json.dumps([(name, msgspec.json.decode(fields[name])) for name in names], sort_keys=True)
     except NOT_JSON as error:

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from starlette.responses import Response
@@ -141,28 +141,16 @@ class LiveFeed:
                 )  # fmt: skip
 
     def _request(self, event: Served) -> Shown:
-        answer = event.answer
-        usage: dict[str, Any] = {}
-        if answer is not None:
-            usage = {
-                "name": answer.by,
-                "confidence": answer.confidence,
-                "joules": answer.usage.energy.joules,
-                "measured": answer.usage.energy.measured,
-                "cost": answer.usage.cost,
-                "tokens": answer.usage.prompt_tokens + answer.usage.completion_tokens,
-            }
+        task = self._name_of(event.task) if event.task is not None else ""
+        first_ms = None if event.first_s is None else event.first_s * 1e3
+        ms, answer = event.seconds * 1e3, event.answer
+        if answer is None:
+            return Shown("request", event.at, event.request.id, task, event.by, "", None, event.status, ms, first_ms)
+        usage, energy = answer.usage, answer.usage.energy
         return Shown(
-            kind="request",
-            at=event.at,
-            id=event.request.id,
-            task=self._name_of(event.task) if event.task is not None else "",
-            by=event.by,
-            status=event.status,
-            ms=event.seconds * 1e3,
-            first_ms=None if event.first_s is None else event.first_s * 1e3,
-            **usage,
-        )
+            "request", event.at, event.request.id, task, event.by, answer.by, answer.confidence, event.status, ms,
+            first_ms, energy.joules, usage.cost, energy.measured, usage.prompt_tokens + usage.completion_tokens,
+        )  # fmt: skip
 
 
 class LiveResponse(Response):

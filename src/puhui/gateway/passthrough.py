@@ -17,7 +17,7 @@ from starlette.routing import Route
 from puhui.core.errors import PuhuiError, UnknownModel
 from puhui.core.request import Request
 from puhui.core.request_ids import current_id
-from puhui.gateway.bodies import JSON, caller_of, check_model, read_body
+from puhui.gateway.bodies import JSON, caller_of, check_model, read_body, read_headers
 from puhui.gateway.chat import HEADER_SAFE, error_event, read_fields, request_of
 from puhui.gateway.needs import headers_to_pass_on
 from puhui.gateway.replies import error_object, json_reply
@@ -58,8 +58,9 @@ def model_routes(models: Collection[str], forward: Forward | None) -> list[Route
 
 def _passthrough(path: str, models: Collection[str], forward: Forward) -> Route:
     async def pass_on(http: HttpRequest) -> Response:
-        body = await read_body(http)
-        request = request_of(body, read_fields(body, "model"), http.headers, caller_of(http), messages=(), plain=False)
+        headers = read_headers(http)
+        body = await read_body(http, headers)
+        request = request_of(body, read_fields(body, "model"), headers, caller_of(http), messages=(), plain=False)
         check_model(request, models)
         return _response(request, await forward(path, request))
 
@@ -67,14 +68,15 @@ def _passthrough(path: str, models: Collection[str], forward: Forward) -> Route:
 
 
 async def _ask_upstream(http: HttpRequest, path: str, forward: Forward) -> Response:
+    headers = read_headers(http)
     request = Request(
         id=current_id(),
         model="",
         messages=(),
         body=b"",
         caller=caller_of(http),
-        authorization=http.headers.get("authorization"),
-        headers=headers_to_pass_on(http.headers),
+        authorization=headers.get("authorization"),
+        headers=headers_to_pass_on(headers),
     )
     return _response(request, await forward(path, request))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ from puhui.node.forwarding import status_of
 
 log = logging.getLogger("puhui.gateway")
 
+_RAW_JSON = JSON.encode()
 RETRY_AFTER_S = 5
 """What a client is told where nobody knows when the big model will be back."""
 MOST_WORDS = 500
@@ -176,5 +178,14 @@ def json_reply(content: dict[str, Any], status: int = 200) -> Response:
 
 
 def bytes_reply(content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A reply of JSON that is encoded already."""
-    return Response(content, status, headers, media_type=JSON)
+    """A reply of JSON that is encoded already. Names of `headers` are in small letters."""
+    return _JsonBytes(content, status, headers)
+
+
+class _JsonBytes(Response):
+    """The library looks through all headers for what it may have to add; of these it is known."""
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        self.raw_headers = [(b"content-type", _RAW_JSON), (b"content-length", b"%d" % len(self.body))]
+        if headers:
+            self.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

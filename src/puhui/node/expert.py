@@ -8,6 +8,7 @@ from collections import deque
 from puhui.cascade.agreement import EXACT, Rule, loss_of
 from puhui.cascade.monitor import RiskMonitor
 from puhui.core.answer import Answer, Step, Usage
+from puhui.core.cohort import Cohort
 from puhui.core.request import Request
 from puhui.energy.power import estimate_joules
 from puhui.evolve.traffic import Task
@@ -90,15 +91,15 @@ class Expert:
         self.left_over: dict[str, Case] = {}
         self.stale = False
         self._known = frozenset(model.labels)
+        self._predict = Cohort(self._timed)
 
     async def __call__(self, request: Request) -> Answer:
-        """Its label for the request's question, with its confidence; never waits for anything."""
-        started, cpu = time.perf_counter(), time.thread_time()
+        """Its label for the request's question, with its confidence; waits for nothing but its turn."""
+        started = time.perf_counter()
         text = self.task.input_of(request.messages[-1].text or "")
-        label, confidence = self.model.predict_one(text or "")
+        label, confidence, cpu = await self._predict(text or "")
         if not fits(label, request.settings, self._known):
             confidence = 0.0  # an answer in a form that was not asked for is none
-        cpu = time.thread_time() - cpu
         return Answer(
             by=self.name,
             text=label,
@@ -108,3 +109,9 @@ class Expert:
             expert=self.id,
             finish=finish_of(request.settings),
         )
+
+    def _timed(self, text: str) -> tuple[str, float, float]:
+        """Label, confidence, and the CPU seconds that they took."""
+        started = time.thread_time()
+        label, confidence = self.model.predict_one(text)
+        return label, confidence, time.thread_time() - started
