@@ -25,8 +25,9 @@ from puhui.node.node import Node
 from puhui.node.roster import Roster
 from puhui.store.database import Store
 from puhui.store.forgetting import FORGOTTEN, Wanted, forget
-from puhui.store.retention import empty_log, sweep
+from puhui.store.retention import sweep
 from puhui.store.tables import contexts, experience, experts, ledger
+from puhui.store.write_ahead import empty_log
 from puhui.trust.keys import SigningKey, load_or_create_key
 from serving import BigModel, wait_until
 

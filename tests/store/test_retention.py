@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import insert, select, text, update
 
 from puhui.store.database import Store
-from puhui.store.retention import empty_log, sweep, sweep_contexts
+from puhui.store.retention import sweep, sweep_contexts
 from puhui.store.tables import contexts, experience
+from puhui.store.write_ahead import empty_log
 
 ROWS, OLD = 1_500, 1_200
 
@@ -111,16 +112,3 @@ def test_system_prompts_go_when_no_row_has_text(store: Store, tmp_path: Path) ->
         assert [row.text[-6:] for row in connection.execute(select(contexts))] == ["", "prompt", "prompt"]
     assert left_on_disk(tmp_path) == {1, 2}
     assert sweep_contexts(store) == 0
-
-
-def test_a_reader_in_the_way_is_said(store: Store) -> None:
-    with store.begin() as connection:
-        connection.execute(insert(contexts), {"group": "g", "model": "m", "text": "x"})
-    with store.engine.connect() as reading:
-        reading.exec_driver_sql("BEGIN")
-        reading.exec_driver_sql("SELECT count(*) FROM contexts").all()
-        with store.begin() as connection:
-            connection.execute(insert(contexts), {"group": "h", "model": "m", "text": "x"})
-        assert not empty_log(store)
-        reading.rollback()
-    assert empty_log(store)

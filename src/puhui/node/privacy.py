@@ -35,8 +35,9 @@ from puhui.core.settings import Privacy
 from puhui.evolve.traffic import Traffic, sort_request
 from puhui.node.fitting import said
 from puhui.store.database import Store
-from puhui.store.retention import empty_log, sweep, sweep_contexts
+from puhui.store.retention import sweep, sweep_contexts
 from puhui.store.tables import experts
+from puhui.store.write_ahead import empty_log
 from puhui.trust.redaction import MARKS, redact
 
 log = logging.getLogger("puhui.node")

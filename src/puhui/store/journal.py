@@ -8,17 +8,20 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Executable, Table, insert, text
+from sqlalchemy import Connection, Executable, Table, insert
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from puhui.core.errors import StoreError
 from puhui.store.at_once import AtOnce, Batches, Row, Statement
 from puhui.store.database import Store
+from puhui.store.write_ahead import keep_log_short
 
 Entry = tuple[Statement, Row]
 Waiting = tuple[Sequence[Entry], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 CHECKPOINT_EVERY_COMMITS = 2000
+MOST_LOG_PAGES = 16_384
+"""Of SQLite's write-ahead log, 64 MiB."""
 
 
 class Journal:
@@ -146,10 +149,10 @@ class _Patient:
                 raise
 
     def checkpoint(self) -> None:
-        """Moves what SQLite's write-ahead log holds into the store's file, as far as nobody reads it."""
+        """Moves what SQLite's write-ahead log holds into the store's file."""
         if self._store.commits_without_waiting:
-            with contextlib.suppress(StoreError), self._store.begin() as connection:
-                connection.execute(text("PRAGMA wal_checkpoint(PASSIVE)"))
+            with contextlib.suppress(StoreError):  # later again
+                keep_log_short(self._store, MOST_LOG_PAGES)
 
     def hang_up(self) -> None:
         """Gives the connection back."""

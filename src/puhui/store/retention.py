@@ -18,11 +18,11 @@ from sqlalchemy import Connection, Select, case, func, null, select, text, updat
 
 from puhui.store.database import Store
 from puhui.store.tables import HOLDS_TEXT, contexts, experience
+from puhui.store.write_ahead import empty_log
 
 BATCH = 50
 """Rows to a transaction: some milliseconds, so that no reply waits for long."""
 NEIGHBOURS = 40
-WAIT_FOR_READERS_MS = 100
 MOST_REWRITTEN_BYTES = 64 * 1024 * 1024
 _CHUNK = 500
 
@@ -106,18 +106,6 @@ def scrub(store: Store, numbers: Sequence[int]) -> bool:
             with store.begin() as connection:
                 _put_anew(connection, first - NEIGHBOURS, last + NEIGHBOURS)
     return empty_log(store) and as_a_whole
-
-
-def empty_log(store: Store) -> bool:
-    """Moves the write-ahead log into the store's file and cuts it to nothing; False if readers are in the way."""
-    if store.engine.dialect.name != "sqlite":
-        return True
-    with store.explained(), store.engine.connect() as connection:
-        # It holds up whoever writes while it waits for readers: better soon again than long.
-        connection.exec_driver_sql(f"PRAGMA busy_timeout={WAIT_FOR_READERS_MS}")
-        busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
-        connection.invalidate()  # its patience is not for others
-    return not busy
 
 
 def _write_anew(store: Store) -> None:

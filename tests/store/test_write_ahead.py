@@ -1,0 +1,67 @@
+"""The write-ahead log: moved, emptied, and never long however long the load lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+
+import puhui.store.journal
+from puhui.store.database import Store
+from puhui.store.journal import Journal
+from puhui.store.records import event_row
+from puhui.store.tables import contexts, ledger
+from puhui.store.write_ahead import empty_log, move_log
+
+
+def row(number: int) -> dict[str, Any]:
+    return event_row("node", id=f"r{number}", at=1.0, task=None, expert=None, note="x" * 1000)
+
+
+def log_bytes(store: Store) -> int:
+    log = Path(f"{store.engine.url.database}-wal")
+    return log.stat().st_size if log.exists() else 0  # the last one who leaves takes it away
+
+
+def test_moving_counts_the_pages_and_emptying_leaves_none(store: Store) -> None:
+    with store.begin() as connection:
+        connection.execute(insert(ledger), [row(number) for number in range(100)])
+    assert move_log(store) >= 25
+    assert log_bytes(store) > 100_000
+    assert empty_log(store)
+    assert log_bytes(store) == 0
+
+
+def test_a_reader_in_the_way_is_said(store: Store) -> None:
+    with store.begin() as connection:
+        connection.execute(insert(contexts), {"group": "g", "model": "m", "text": "x"})
+    with store.engine.connect() as reading:
+        reading.exec_driver_sql("BEGIN")
+        reading.exec_driver_sql("SELECT count(*) FROM contexts").all()
+        with store.begin() as connection:
+            connection.execute(insert(contexts), {"group": "h", "model": "m", "text": "x"})
+        assert not empty_log(store)
+        reading.rollback()
+    assert empty_log(store)
+
+
+async def test_the_log_stays_short_under_a_load_without_a_pause(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(puhui.store.journal, "CHECKPOINT_EVERY_COMMITS", 50)
+    monkeypatch.setattr(puhui.store.journal, "MOST_LOG_PAGES", 200)
+    journal = Journal(store)
+    longest = written = 0
+
+    async def load(first: int) -> None:
+        nonlocal longest, written
+        for number in range(first, first + 500):
+            await journal.append([(ledger, row(number))])
+            longest = max(longest, log_bytes(store))
+            written += 1
+
+    await asyncio.gather(*(load(first) for first in range(0, 4000, 1000)))
+    await asyncio.to_thread(journal.close)
+    assert written == 2000
+    assert longest < 8_000_000, "it would have been 16 MB and more"
