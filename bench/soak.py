@@ -1,6 +1,6 @@
 """A node under everything at once, for as long as one likes: what is lost, leaks or gets mixed up?
 
-    python -m bench.soak --minutes 20 --json --save
+    python -m bench.soak --minutes 20 --json --save     # and eight minutes more
 
 200 clients ask a real node (`puhui serve`, learning on) whole answers, streams and tool calls, and send bad input; the
 big model flaps; every two minutes the node gets SIGKILL and starts again on the same store. Each request holds a
@@ -9,7 +9,8 @@ secret that the big model echoes. It must hold that
 * every answer whose whole reply reached its client is in the ledger under its `x-request-id`, and the store is sound;
 * a reply holds the secret of its own request and none of another;
 * every refusal is OpenAI's error object, every stream ends with [DONE] or an error event (or with a kill);
-* memory does not grow between kills: its slope, fitted from a quarter of each life on, is near 0;
+* memory does not grow: its slope, fitted from a quarter of each life between kills on, and from half of a last, longer
+  life on, in which nobody kills, is near 0;
 * the learning process ends with its node.
 
 The exit code is 1 if one of the first three fails. A slope is reported, not judged: a node learns while it runs.
@@ -72,6 +73,8 @@ class Found:
         self.acknowledged: set[str] = set()
         self.wrong: list[str] = []
         self.slopes: list[float] = []
+        self.last_slope = math.nan
+        self.last_mb: list[float] = []
         self.starts_s: list[float] = []
         self.orphans = 0
 
@@ -214,48 +217,52 @@ def _big_model() -> tuple[subprocess.Popen[bytes], int]:
     return subprocess.Popen([sys.executable, "-m", "bench.soak_mock", "--port", str(port)]), port
 
 
-async def _watch_memory(node: NodeUnderTest, samples: list[tuple[float, float]]) -> None:
-    while True:
+async def _live(node: NodeUnderTest, seconds: float) -> list[tuple[float, float]]:
+    """Lets the node live so long; returns its memory, by time."""
+    samples = [(time.monotonic(), node.memory_mb())]
+    while time.monotonic() < samples[0][0] + seconds:
+        await asyncio.sleep(SAMPLE_EVERY_S)
         with contextlib.suppress(psutil.Error):
             samples.append((time.monotonic(), node.memory_mb()))
-        await asyncio.sleep(SAMPLE_EVERY_S)
+    return samples
 
 
-def slope_mb_a_minute(samples: list[tuple[float, float]]) -> float:
-    """The line through a life's memory, without its first quarter."""
-    kept = samples[len(samples) // 4 :]
+def slope_mb_a_minute(samples: list[tuple[float, float]], *, skip: float = 0.25) -> float:
+    """The line through a life's memory, without its first part."""
+    kept = samples[int(len(samples) * skip) :]
     if len(kept) < 10:
         return math.nan
     times, levels = np.array(kept).T
     return float(np.polyfit((times - times[0]) / 60.0, levels, 1)[0])
 
 
-async def soak(folder: Path, *, minutes: float, clients: int, kill_every_s: float, console: Console) -> Found:
+async def soak(
+    folder: Path, *, minutes: float, last_life_minutes: float, clients: int, kill_every_s: float, console: Console
+) -> Found:
     """All of it; what was found."""
     found = Found()
     mock, port = _big_model()
     node = NodeUnderTest(folder, f"http://127.0.0.1:{port}/v1")
-    until = time.monotonic() + minutes * 60.0
+    killing_ends = time.monotonic() + minutes * 60.0
+    until = killing_ends + last_life_minutes * 60.0
     timeout = aiohttp.ClientTimeout(total=60.0)
     try:
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             found.starts_s.append(await node.start(session))
             base = f"http://127.0.0.1:{node.port}"
             asking = [asyncio.ensure_future(Client(n, base, session, found).run(until)) for n in range(clients)]
-            while time.monotonic() < until:
-                samples: list[tuple[float, float]] = []
-                watching = asyncio.ensure_future(_watch_memory(node, samples))
-                await asyncio.sleep(min(kill_every_s, max(0.0, until - time.monotonic())))
-                watching.cancel()
+            while (left := killing_ends - time.monotonic()) > 5.0:
+                samples = await _live(node, min(kill_every_s, left))
                 found.slopes.append(slope_mb_a_minute(samples))
-                left = until - time.monotonic()
                 console.print(
-                    f"{left:.0f} s left: {len(found.acknowledged)} acknowledged, {len(found.wrong)} wrong, "
-                    f"{samples[-1][1]:.0f} MiB, {found.slopes[-1]:+.2f} MiB a minute"
+                    f"{until - time.monotonic():.0f} s left: {len(found.acknowledged)} acknowledged, "
+                    f"{len(found.wrong)} wrong, {samples[-1][1]:.0f} MiB, {found.slopes[-1]:+.2f} MiB a minute"
                 )
-                if left > 5.0:
-                    found.orphans += await node.kill()
-                    found.starts_s.append(await node.start(session))
+                found.orphans += await node.kill()
+                found.starts_s.append(await node.start(session))
+            samples = await _live(node, until - time.monotonic())
+            found.last_slope = slope_mb_a_minute(samples, skip=0.5)
+            found.last_mb = [samples[int(share * (len(samples) - 1))][1] for share in (0.1, 0.5, 1.0)]
             await asyncio.gather(*asking)
     finally:
         if node.process is not None:
@@ -282,6 +289,8 @@ def report(found: Found, folder: Path) -> dict[str, Any]:
         "wrong": found.wrong,
         "memory_slopes_mb_a_minute": slopes,
         "median_slope_mb_a_minute": median(slopes) if slopes else None,
+        "last_life_slope_mb_a_minute": found.last_slope,
+        "last_life_mb": found.last_mb,
         "orphans": found.orphans,
         "starts_s": found.starts_s,
         "seen": dict(sorted(found.counts.items())),
@@ -292,6 +301,7 @@ def main() -> None:
     """Runs, prints, keeps; exit code 1 if a row is missing, a secret went astray or an error has another format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--last-life-minutes", type=float, default=8.0, help="after those, without a kill")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--kill-every", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--json", action="store_true")
@@ -301,7 +311,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = uvloop.run(
-            soak(folder, minutes=given.minutes, clients=given.clients, kill_every_s=given.kill_every, console=console)
+            soak(
+                folder,
+                minutes=given.minutes,
+                last_life_minutes=given.last_life_minutes,
+                clients=given.clients,
+                kill_every_s=given.kill_every,
+                console=console,
+            )
         )
         result = {"minutes": given.minutes, "clients": given.clients} | report(found, folder)
     if given.save:
