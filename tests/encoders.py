@@ -66,10 +66,10 @@ def table_encoder(labels: tuple[str, ...] = LABELS, seed: int = 0) -> EncoderMod
     return EncoderModel(labels, table_graph(table.astype(np.float32)), tokenizer, max_tokens=16)
 
 
-def random_base(folder: Path, words: Sequence[str], *, layers: int = 3) -> Path:
-    """A Hugging Face folder of a small BERT with random weights that knows these words."""
+def random_base(folder: Path, words: Sequence[str], *, layers: int = 3, labels: Sequence[str] = ()) -> Path:
+    """A Hugging Face folder of a small BERT with random weights that knows these words; with `labels` a classifier."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     tokenizer = word_pieces(words)
     torch.manual_seed(0)
@@ -81,7 +81,17 @@ def random_base(folder: Path, words: Sequence[str], *, layers: int = 3) -> Path:
         intermediate_size=128,
         max_position_embeddings=64,
         initializer_range=0.1,
+        id2label=dict(enumerate(labels)) if labels else None,
+        label2id={label: number for number, label in enumerate(labels)} if labels else None,
     )
-    BertModel(config).save_pretrained(folder)
+    if labels:
+        model = BertForSequenceClassification(config).eval()
+        with torch.no_grad():  # so that each label is some text's
+            model.classifier.bias -= model(torch.randint(4, config.vocab_size, (64, 12))).logits.mean(dim=0)
+    else:
+        model = BertModel(config)
+    model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return folder

@@ -51,6 +51,13 @@ def test_three_steps_are_one_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
 
 
+def test_another_base_is_another_result(tmp_path: Path) -> None:
+    first, same, other = (random_base(tmp_path / f"{n}", WORDS, layers=layers) for n, layers in enumerate((1, 1, 2)))
+    digests = [Kitchen(material(60, 1), tmp_path, base=base).digest for base in (None, first, same, other)]
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 3
+
+
 def test_a_cascade_needs_rows_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(LearningError, match="rows kept from learning"):
         Kitchen(material(60, 1), tmp_path).cook(CascadeRecipe(STATIC, SHORT))

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 import experts as sample
+from encoders import random_base
 from puhui.bundles.bundle import open_bundle, open_expert
 from puhui.compress.answer_shape import Label
 from puhui.compress.profiles import Profile
 from puhui.compress.recipes import Material
 from puhui.compress.search import Goal, Search
-from puhui.compress.workshop import Order, Watcher, craft, open_rows
+from puhui.compress.workshop import Order, Watcher, base_for, craft, open_rows
 from puhui.core.errors import LearningError, SettingsError
+from puhui.models.encoder import packaged_encoder
 from puhui.teachers.asking import Budget
 from puhui.teachers.inputs import Rows
 from puhui.teachers.paraphrase import recombined
@@ -235,6 +237,22 @@ def test_added_texts_teach_and_do_nothing_else(
     assert len(big.bodies) == asked
     assert again.card.data == made.card.data
     assert again.card.calibration == made.card.calibration
+
+
+def test_experts_start_from_the_big_model_where_it_is_an_encoder(tmp_path: Path, key: SigningKey) -> None:
+    given = rows(500)
+    words = sorted(
+        {word for text in given.texts for word in text.replace(",", " ").split() if word.isalpha() and word[1:]}
+    )
+    folder = random_base(tmp_path / "big-bert", words, layers=2, labels=("yes", "no", "maybe"))
+    teacher = open_teacher(str(folder))
+    assert base_for(teacher) == folder
+    assert base_for(open_teacher(sample.subject_of, TeacherOptions(name="subjects"))) == packaged_encoder()
+    goal = Goal(keep=0.85, profile=Profile(name="here", families=("encoder",)), trials=4)
+    made = craft(teacher, given, order(tmp_path, goal=goal, base=base_for(teacher)), key)
+    assert made.card.family == "encoder"
+    assert made.card.agreement > 0.85
+    assert made.card.lineage[0].name == "big-bert"
 
 
 def test_added_texts_are_asked_within_the_budget(tmp_path: Path, key: SigningKey, big: BigModel) -> None:

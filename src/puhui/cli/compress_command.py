@@ -18,10 +18,9 @@ from puhui.cli.compress_view import View
 from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
 from puhui.compress.profiles import load_profile
 from puhui.compress.search import Goal
-from puhui.compress.workshop import Order, craft, open_rows
+from puhui.compress.workshop import Order, base_for, craft, open_rows
 from puhui.core.errors import SettingsError
 from puhui.core.settings import Promise
-from puhui.models.encoder import packaged_encoder
 from puhui.teachers.asking import Budget
 from puhui.teachers.inputs import read_rows
 from puhui.teachers.teacher import TeacherOptions
@@ -77,7 +76,7 @@ def compress(
         Path | None,
         typer.Option(
             help="Hugging Face folder of the encoder that encoder experts start from.",
-            show_default="all-MiniLM-L6-v2 where its package is installed",
+            show_default="the big model itself where it is one, else all-MiniLM-L6-v2 if installed",
         ),
     ] = None,
     work: Annotated[
@@ -107,7 +106,7 @@ def compress(
             thorough=thorough,
         ),
         budget=Budget(money=money, requests=most_requests),
-        base=base or packaged_encoder(),
+        base=base or base_for(teacher),
         name=task or (data.stem if data is not None else "expert"),
         source=str(data.name) if data is not None else f"task {task}",
         augment=augment,

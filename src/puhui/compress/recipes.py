@@ -27,6 +27,7 @@ from puhui.core.errors import BundleError, LearningError
 from puhui.models.family import ExpertModel, FloatArray, family_class
 from puhui.models.hashing import FeatureOptions
 from puhui.teachers.answer_book import plain
+from puhui.teachers.teacher import file_identity
 
 Progress: TypeAlias = Callable[[float], None]
 TIMED_ANSWERS = 100
@@ -195,7 +196,9 @@ class Kitchen:
         self._held = held
         self._epsilon = epsilon
         self._seed = seed
-        self._folder = folder / material.digest[:16]
+        self.digest = _digest_of(material, base)
+        """Of all that every recipe's result depends on."""
+        self._folder = folder / self.digest[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._words: WordVectors | None = None
 
@@ -324,6 +327,12 @@ class Kitchen:
                 self._words = WordVectors.learn((*encoder.words, *words_of(self.material.texts)), encoder.encode)
                 self._words.save(place)
         return self._words
+
+
+def _digest_of(material: Material, base: Path | None) -> str:
+    """Of the answers, and of the files of the base."""
+    files = {} if base is None else file_identity(base)
+    return hashlib.sha256(msgspec.json.encode([material.digest, files])).hexdigest()
 
 
 def _part(progress: Progress, before: float, share: float) -> Progress:

@@ -133,7 +133,7 @@ class Search:
         self._seed = seed
         self._show = show
         self._progress = progress
-        judged_by = hashlib.sha256((taught.digest + held.digest).encode()).hexdigest()[:16]
+        judged_by = hashlib.sha256((self.kitchen.digest + held.digest).encode()).hexdigest()[:16]
         self._book = folder / f"judged-{judged_by}.jsonl"
         self._known = _read_book(self._book)
         self._tried: dict[Recipe, Candidate] = {}

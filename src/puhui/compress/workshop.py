@@ -31,6 +31,7 @@ from puhui.compress.recipes import Kitchen, Material, Recipe, StaticRecipe
 from puhui.compress.search import Candidate, Found, Goal, Search, nearest
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
+from puhui.models.encoder import packaged_encoder
 from puhui.models.expert_cascade import CascadeModel
 from puhui.models.family import ExpertModel
 from puhui.models.onnx_encoder import EncoderModel
@@ -39,7 +40,7 @@ from puhui.teachers.asking import Asked, AskProgress, Budget, ask_all, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
 from puhui.teachers.paraphrase import paraphrases, recombined, writer
 from puhui.teachers.probing import Estimate, SelfAgreement, estimate, self_agreement
-from puhui.teachers.teacher import CanWrite, Teacher, Told
+from puhui.teachers.teacher import CanWrite, IsEncoder, Teacher, Told
 from puhui.trust.keys import SigningKey
 
 CALIBRATING, JUDGING = 0.25, 0.15
@@ -77,7 +78,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     `goal` says for which device and how good, `budget` what asking may cost. `work` is the folder for everything
     that a next run can use again, `out` the bundle's place. `augment` is how many texts are added to those that teach:
     the big model's paraphrases of them, or where it cannot write crossings of two, all asked within the budget.
-    `unlabelled` are texts that are not asked, and teach encoders as they are. With `accept_nearest` an expert that
+    `unlabelled` are texts that are not asked, and teach encoders as they are. `base` is the pretrained encoder that
+    encoders start from (`base_for` names the best; None: static experts alone). With `accept_nearest` an expert that
     misses the floor is made all the same, but never one that the device cannot hold. `command` is what makes the
     expert again.
     """
@@ -120,6 +122,13 @@ def open_rows(data: Path | None, task: str | None, store: str) -> Rows:
         return rows_of_task(opened, str(task))
     finally:
         opened.close()
+
+
+def base_for(teacher: Teacher) -> Path | None:
+    """The pretrained encoder that experts best start from: the big model itself where it is one, for nothing else
+    says so nearly the same; else all-MiniLM-L6-v2, where its package is installed."""
+    own = teacher.body if isinstance(teacher, IsEncoder) else None
+    return own or packaged_encoder()
 
 
 def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: Watcher | None = None) -> Made:
@@ -250,8 +259,8 @@ def _material(texts: Sequence[str], told: Sequence[Told], shape: Shape, unlabell
     probabilities = None
     if any(one is not None for one in soft):
         probabilities = [one or {answer: 1.0} for one, answer in zip(soft, answers, strict=True)]
-    vectors = [one.vector for one in told]
-    whole = np.stack([one for one in vectors if one is not None]) if None not in vectors and vectors else None
+    vectors = [one.vector for one in told if one.vector is not None]
+    whole = np.stack(vectors) if vectors and len(vectors) == len(told) else None
     return Material(texts, answers, shape, probabilities, whole, unlabelled)
 
 
@@ -360,8 +369,13 @@ def _card(
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
         precision=_precision(model),
-        lineage=() if order.base is None else (Ancestor("pretrained encoder", order.base.name),),
+        lineage=() if order.base is None else (Ancestor("pretrained encoder", _name_of(order.base, teacher)),),
     )
+
+
+def _name_of(base: Path, teacher: Teacher) -> str:
+    """The big model's own name where the base is its folder, which in a cache has a number for a name."""
+    return teacher.name if isinstance(teacher, IsEncoder) and teacher.body == base else base.name
 
 
 def _precision(model: ExpertModel) -> tuple[Kept, ...]:

@@ -27,6 +27,21 @@ class Loaded(msgspec.Struct, frozen=True):
     place: str
     local: bool
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its files lie; None without a `tokenizer.json` among them."""
+        from transformers.utils import cached_file
+
+        found = cached_file(
+            self.place,
+            "tokenizer.json",
+            local_files_only=True,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else Path(found).parent
+
 
 def load_hub_model(reference: str, options: TeacherOptions) -> tuple[str, Loaded]:
     """What kind it is (`HEAD`, `CAUSAL` or `ENCODER`) and the model. SettingsError where there is none to be asked."""

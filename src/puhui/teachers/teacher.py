@@ -128,6 +128,16 @@ class CanWrite(Protocol):
         ...
 
 
+@runtime_checkable
+class IsEncoder(Protocol):
+    """What a teacher is as well if it is a pretrained encoder: an expert may start from its layers."""
+
+    @property
+    def body(self) -> Path | None:
+        """The Hugging Face folder of it; None where its tokenizer is not one that an expert can carry."""
+        ...
+
+
 def identity(kind: str, reference: str, options: TeacherOptions, more: Mapping[str, Any] | None = None) -> str:
     """The digest of a teacher, in hexadecimal."""
     said = {"kind": kind, "reference": reference, **options.identity(), **(more or {})}

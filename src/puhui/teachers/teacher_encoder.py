@@ -53,6 +53,11 @@ class HeadTeacher:
         """See `Teacher`. Of several labels at once the answer is a JSON list."""
         return await asyncio.to_thread(self._ask, texts)
 
+    @property
+    def body(self) -> Path | None:
+        """See `IsEncoder`."""
+        return self._loaded.folder
+
     async def close(self) -> None:
         """Nothing to give back."""
 
@@ -105,6 +110,11 @@ class ZeroShotTeacher:
     async def ask_many(self, texts: Sequence[str]) -> list[Told]:
         """See `Teacher`."""
         return await asyncio.to_thread(self._ask, texts)
+
+    @property
+    def body(self) -> Path | None:
+        """See `IsEncoder`."""
+        return self._loaded.folder
 
     async def close(self) -> None:
         """Nothing to give back."""
