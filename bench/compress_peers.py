@@ -62,6 +62,11 @@ class Tuned:
         """Answers and p1 / (p1 + p2)."""
         return _answers(self.labels, self.probabilities(texts)[0])
 
+    def save_body(self, folder: Path) -> None:
+        """Its body as a Hugging Face folder, for experts that start from its layers."""
+        self._body.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
 
 def fine_tuned(
     base: Path, texts: Sequence[str], answers: Sequence[str], folder: Path, *, layers: int | None, say: Say
