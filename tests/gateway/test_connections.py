@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,6 +21,7 @@ from starlette.routing import Route
 
 from puhui.gateway import connections
 from puhui.gateway.admission import Gate, add_gate
+from puhui.gateway.bodies import MOST_BODY_BYTES
 from puhui.gateway.connections import MOST_HEAD_BYTES, BoundedProtocol, BoundedServer, allow_many_files
 from serving import wait_until
 
@@ -100,6 +103,68 @@ def test_a_head_without_end_is_refused(port: int) -> None:
     reply = all_of(connection)
     assert reply.startswith(b"HTTP/1.1 431 ")
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+SIZES = (65 * 1024, 200_000, 1_000_000, MOST_BODY_BYTES - 1)
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def counting(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server on either loop that tells how long each body was."""
+
+    async def count(http: Request) -> Response:
+        return PlainTextResponse(f"({len(await http.body())} bytes)")
+
+    with bounded(Starlette(routes=[Route("/", count, methods=["POST"])]), loop=request.param) as port:
+        yield port
+
+
+def posted(size: int) -> bytes:
+    return b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+
+
+def told(connection: socket.socket, count: int) -> list[int]:
+    """The sizes that the next replies tell."""
+    found = b""
+    while found.count(b" bytes)") < count:
+        piece = connection.recv(65536)
+        assert piece, found
+        found += piece
+    assert found.count(b"HTTP/1.1 200 ") == count
+    return [int(each) for each in re.findall(rb"\((\d+) bytes\)", found)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_large_body_is_no_head(counting: int, size: int) -> None:
+    with opened(counting) as connection:
+        for _ in range(3):
+            connection.sendall(posted(size))
+            assert told(connection, 1) == [size]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_large_bodies_that_are_sent_ahead_are_no_heads(counting: int, size: int) -> None:
+    with opened(counting) as connection:
+        sent = posted(size) + posted(9) + posted(size)
+        threading.Thread(target=connection.sendall, args=(sent,), daemon=True).start()
+        assert told(connection, 3) == [size, 9, size]
+
+
+@pytest.mark.parametrize("tail", [1, 1000, 100_000])
+def test_a_body_whose_end_comes_later_is_no_head(counting: int, tail: int) -> None:
+    sent = posted(200_000)
+    with opened(counting, sent[:-tail]) as connection:
+        time.sleep(0.05)
+        connection.sendall(sent[-tail:])
+        assert told(connection, 1) == [200_000]
+
+
+def test_a_head_without_end_is_refused_after_a_large_body_too(counting: int) -> None:
+    with opened(counting) as connection:
+        connection.sendall(posted(200_000))
+        assert told(connection, 1) == [200_000]
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-large: " + b"y" * (MOST_HEAD_BYTES + 1))
+        assert all_of(connection).startswith(b"HTTP/1.1 431 ")
 
 
 def test_what_is_no_http_gets_an_error_object(port: int) -> None:

@@ -44,6 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._gate: Gate | None = getattr(getattr(self.config.app, "state", None), "gate", None)
         self._in_head = True
         self._head_bytes = 0
+        self._ended = False
         self._refusing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -56,9 +57,10 @@ class BoundedProtocol(HttpToolsProtocol):
             min(owing or [self], key=lambda each: _since(each) or 0.0).transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """A head that does not end is cut off."""
+        """A head that does not end is cut off. A read that ends a request is not counted: it may be all body."""
+        self._ended = False
         super().data_received(data)
-        if self._in_head:
+        if self._in_head and not self._ended:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"the headers are larger than {MOST_HEAD_BYTES} bytes, the most taken here")
@@ -87,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole: nothing is owed."""
         self.waiting_since = None
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._ended = True, 0, True
         if self._refusing:
             self._refusing = False
             if not self.transport.is_closing():
