@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
 import experts as sample
 from puhui.core.answer import Answer
@@ -25,7 +25,7 @@ from puhui.node.node import Node
 from puhui.node.observer import Audited, Changed, Event, Observer, Observers, Served
 from puhui.node.roster import Roster
 from puhui.store.database import Store
-from puhui.store.tables import ledger
+from puhui.store.tables import about, ledger
 from puhui.trust.keys import SigningKey, load_or_create_key
 from serving import BigModel
 
@@ -123,6 +123,39 @@ async def test_it_is_told_of_a_client_that_went_away(store: Store, big: BigModel
     (event,) = told
     assert isinstance(event, Served)
     assert (event.by, event.status) == ("none", 499)
+
+
+async def test_a_client_that_leaves_while_the_row_is_written_is_one_answer(
+    store: Store, big: BigModel, key: SigningKey
+) -> None:
+    told: list[Event] = []
+    async with node(store, big, key, told.append) as running:
+        request = ask("hello", stream=True)
+        answer = await running(request)
+        seen: list[bytes] = []
+        with store.begin() as held:  # so that the row waits
+            held.execute(insert(about).values(key="held", value=""))
+            reading = asyncio.create_task(_read(answer, seen))
+            await until(lambda: b'"finish_reason":"stop"' in b"".join(seen))
+            await asyncio.sleep(0.1)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+        await until(lambda: told)
+        await asyncio.sleep(0.1)
+    (event,) = told
+    assert isinstance(event, Served)
+    assert (event.by, event.status, event.answer) == ("big", 200, answer)
+    assert b"[DONE]" not in b"".join(seen)
+    with store.begin() as connection:
+        rows = select(ledger.c.status).where(ledger.c.id == request.id)
+        assert connection.execute(rows).scalars().all() == [200]
+
+
+async def _read(answer: Answer, seen: list[bytes]) -> None:
+    assert answer.pieces is not None
+    async for piece in answer.pieces:
+        seen.append(piece)
 
 
 async def test_it_is_told_of_a_failure(store: Store, big: BigModel, key: SigningKey) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -160,13 +160,14 @@ class Node:
         """The upstream's own reply to `path`, such as "/embeddings": no expert answers such a request."""
         if self._passed_on is None:
             raise UpstreamUnavailable(f"the big model of this node answers chat completions only, not {path}")
+        seat = Seat()
         return await forward(
             path,
             request,
             self._passed_on,
-            record=lambda answer, first_s: self._record(request, answer, Seat(), first_s),
+            record=lambda answer, first_s: self._to_its_end(self._record(request, answer, seat, first_s)),
             fail=lambda status, reason, sent: self._fail(
-                request, Seat(), status, reason, meter_broken_off(request, None, sent, self.tariff)
+                request, seat, status, reason, meter_broken_off(request, None, sent, self.tariff)
             ),
             start=self._start,
         )
@@ -259,11 +260,11 @@ class Node:
                 if first_s is None:
                     first_s = time.perf_counter() - seat.started
                 if piece == DONE:
-                    await self._record(request, answer, seat, first_s)
-                    written = True
+                    written = True  # whatever becomes of the client from here on
+                    await self._to_its_end(self._record(request, answer, seat, first_s))
                 yield piece
         except UpstreamError as error:
-            await self._fail(request, seat, status_of(error), str(error))
+            await self._to_its_end(self._fail(request, seat, status_of(error), str(error)))
             raise
         except (asyncio.CancelledError, GeneratorExit):
             if not written:
@@ -353,6 +354,13 @@ class Node:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._finished)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work`, all of it even if who waits for it is cancelled meanwhile."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        await asyncio.shield(task)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
