@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from bench.stand_in import stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def seen(node: Keyed, key: str) -> None:
-    wait_until(lambda: node.http.get("/v1/models", headers=bearer(key)).status_code != 401, seconds=1.5)
+    wait_until(lambda: node.http.get("/puhui/state", headers=bearer(key)).status_code != 401, seconds=1.5)
 
 
 def test_without_keys_the_owner_is_not_asked_for_one(node: Keyed, big: BigModel) -> None:
@@ -231,6 +232,26 @@ def test_models_that_a_key_may_ask_for(locked: Keyed, big: BigModel) -> None:
     assert [locked.chat(key, model=model).status_code for model in ("m", "n", "o", "M")] == [200, 200, 403, 403]
     assert "only for m, n" in error_of(locked.chat(key, model="o"))["message"]
     assert {body["model"] for body in big.bodies} == {"m", "n"}
+
+
+def test_models_are_shown_to_who_may_ask_for_them(tmp_path: Path) -> None:
+    with stand_in() as upstream, keyed(tmp_path, upstream, keys_required=True) as node:
+        few, _ = node.key(models=["m", "gpt-4o"], requests_per_minute=4)
+        embeds, _ = node.key(scopes=["embeddings"])
+        read, _ = node.key(scopes=["read"])
+        seen(node, read)
+
+        def shown(key: str, path: str = "") -> httpx.Response:
+            return node.http.get(f"/v1/models{path}", headers=bearer(key))
+
+        assert [shown(read, path).status_code for path in ("", "/gpt-4o")] == [403, 403]
+        assert "chat or embeddings" in error_of(shown(read))["message"]
+        assert [each["id"] for each in shown(embeds).json()["data"]][:2] == ["gpt-4o", "org/small"]
+        assert [each["id"] for each in shown(few).json()["data"]] == ["gpt-4o", "m"]
+        assert shown(few, "/gpt-4o").json()["owned_by"] == "somebody"
+        assert error_of(shown(few, "/org/small"))["code"] == "not_allowed"
+        assert shown(few).headers["x-ratelimit-remaining-requests"] == "0"
+        assert shown(few).status_code == 429
 
 
 def test_a_budget_is_spent_to_its_end_and_a_node_that_starts_again_remembers(tmp_path: Path, big: BigModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from test_app import shout
 
 from puhui.gateway.app import build_app
 from real_nodes import real_node, rows
-from serving import serving, wait_until
+from serving import head_of, raw_server, says, serving, wait_until
 
 Seen = list[dict[str, Any]]
 
@@ -120,6 +121,34 @@ def test_the_upstreams_list_of_models_where_any_passes(http: httpx.Client, folde
     assert missing.status_code == 404
     assert missing.json()["error"]["message"] == "no model 'nobody'"
     assert len(rows(folder)) == before  # a look at a list uses nothing
+
+
+OUT_OF_MODELS = ("/..", "/../files/x/content", "/%2e%2e/files/x", "/a/%2E%2e/%2e%2e/files", "/./m", "/", "//m", "/m/")
+
+
+def test_no_name_of_a_model_leads_to_another_path_of_the_upstream(tmp_path: Path) -> None:
+    asked: list[socket.socket] = []
+
+    def remember(connection: socket.socket) -> None:
+        asked.append(connection)
+        says(head_of(length=2), b"{}")(connection)
+
+    with raw_server(remember) as upstream, real_node(tmp_path, upstream) as url:
+        for path in OUT_OF_MODELS:
+            reply = raw_get(url, f"/v1/models{path}")
+            assert reply.startswith(b"HTTP/1.1 404 "), path
+            assert b'"error"' in reply
+        assert asked == []
+        assert raw_get(url, "/v1/models/org/small:1.5").startswith(b"HTTP/1.1 200 ")
+        assert len(asked) == 1
+
+
+def raw_get(url: str, path: str) -> bytes:
+    """The reply to exactly this path, which a client's library would tidy up."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def test_the_configured_names_where_not_any_passes(tmp_path: Path) -> None:

@@ -201,11 +201,29 @@ async def test_many_at_once(big: BigModel) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8000", "ftp://x/v1", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://[::1"],
+    [
+        "",
+        "localhost:8000",
+        "ftp://x/v1",
+        "http://",
+        "http:///v1",
+        "http://h:99999/v1",
+        "http://h:x/v1",
+        "http://[::1",
+        "http://\u200b/",
+    ],
 )
 def test_urls_that_cannot_be(url: str) -> None:
     with pytest.raises(SettingsError, match="upstream URL"):
         Endpoint(url)
+
+
+@pytest.mark.parametrize("path", ["/models/../files/x", "/models/%2e%2e/files", "/models/.%2E/x", "/./models", "/.."])
+async def test_no_path_leads_out_of_the_base_url(big: BigModel, path: str) -> None:
+    async with endpoint(big.url) as asked:
+        with pytest.raises(InvalidRequest, match="segment of dots"):
+            await asked.forward(path, ask())
+    assert big.raw == []
 
 
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:

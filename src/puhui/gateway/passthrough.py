@@ -28,6 +28,8 @@ log = logging.getLogger("puhui.gateway")
 
 PATHS = ("/completions", "/embeddings", "/responses")
 MODELS = "/models"
+_NO_SEGMENTS = frozenset({"", ".", ".."})
+"""No part of a model's name: on the way to the upstream they would make another path of it."""
 
 
 def passthrough_routes(models: Collection[str], forward: Forward) -> list[Route]:
@@ -39,18 +41,20 @@ def model_routes(models: Collection[str], forward: Forward | None) -> list[Route
     """GET /v1/models and /v1/models/{id}: the names in `models`, or the upstream's own list where any name passes."""
 
     async def list_models(http: HttpRequest) -> Response:
-        if not models and forward is not None:
-            return await _ask_upstream(http, MODELS, forward)
         allowed = caller_of(http).models
-        names = [name for name in sorted(models) if not allowed or name in allowed]
+        if not models and not allowed and forward is not None:
+            return await _ask_upstream(http, MODELS, forward)
+        names = [name for name in sorted(models or allowed) if not allowed or name in allowed]
         return json_reply({"object": "list", "data": [_model(name) for name in names]})
 
     async def show_model(http: HttpRequest) -> Response:
         name = http.path_params["id"]
-        if not models and forward is not None:
-            return await _ask_upstream(http, f"{MODELS}/{urllib.parse.quote(name, safe='/')}", forward)
+        if not models and forward is not None and _NO_SEGMENTS.isdisjoint(name.split("/")):
+            caller_of(http).check_model(name)
+            return await _ask_upstream(http, f"{MODELS}/{urllib.parse.quote(name, safe='/:@')}", forward)
         if name not in models:
             raise UnknownModel(f"no model {name[:200]!r} here; GET /v1/models shows what there is")
+        caller_of(http).check_model(name)
         return json_reply(_model(name))
 
     return [Route("/v1/models", list_models), Route("/v1/models/{id:path}", show_model)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import urllib.parse
 from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
+import yarl
 
 from puhui.core.errors import (
     InvalidRequest,
@@ -50,6 +52,7 @@ NOT_PASSED_ON = frozenset(
 )
 # Other ways of showing a key: where the caller's is not to be passed on, none of them is.
 _KEYS = frozenset({"api-key", "x-api-key"})
+_DOTS = frozenset({".", ".."})
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +83,10 @@ class Link:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise SettingsError("the upstream's key holds a line break or a character that no header can carry")
         self.url = url.rstrip("/")
+        try:
+            self._base = str(yarl.URL(self.url)).rstrip("/")
+        except ValueError as error:
+            raise SettingsError(f"upstream URL {url!r} is not a URL: {error}") from error
         self.timeouts = timeouts
         self._authorization = f"Bearer {key}" if key else None
         self._pass_key = pass_key and not key
@@ -104,7 +111,7 @@ class Link:
         try:
             response = await self._session().request(
                 "POST" if content else "GET",
-                self.url + path,
+                self._address(path),
                 # A large body goes out in pieces, so that others are served meanwhile.
                 data=content if len(content) < LARGE_BYTES else io.BytesIO(content),
                 headers=self._headers(request, content_type),
@@ -155,6 +162,12 @@ class Link:
                 cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not for the next
             )
         return self._client
+
+    def _address(self, path: str) -> yarl.URL:
+        """`path` under the base URL, as it is: nothing of it may lead out of there."""
+        if not _DOTS.isdisjoint(urllib.parse.unquote(path.partition("?")[0]).split("/")):
+            raise InvalidRequest(f"the path {path[:200]!r} holds a segment of dots; name what lies under the base URL")
+        return yarl.URL(self._base + path, encoded=True)
 
     def _headers(self, request: Request, content_type: str) -> dict[str, str]:
         headers = {name: value for name, value in request.headers if name not in NOT_PASSED_ON}
