@@ -84,6 +84,14 @@ def test_what_an_expert_must_not_see(messages: list[dict[str, Any]], fields: dic
     assert sort_request(asked(*messages, **fields)) is None
 
 
+def test_what_is_too_large_to_be_looked_through_is_left_to_the_big_model() -> None:
+    phones = "13800138000 " * 5_000
+    assert sort_request(asked({"role": "user", "content": phones}), redacted=True) is not None
+    assert sort_request(asked({"role": "user", "content": phones * 2}), redacted=True) is None
+    assert sort_request(asked({"role": "system", "content": phones}, {"role": "user", "content": phones})) is None
+    assert sort_request(asked(SYSTEM, USER, metadata={"note": phones * 2})) is None  # an audit would keep it
+
+
 TEXT = st.text(max_size=8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,18 @@ async def test_an_answer_with_personal_matter_is_not_learned(store: Store, big: 
     async with node(store, big, key, "redacted") as served:
         answer = await served(ask("who?"))
     assert answer.text == f"write to {MAIL}"
+    assert remembered(store)[0].answer == NOT_TEXT
+
+
+async def test_nothing_is_kept_of_what_is_too_large(store: Store, big: BigModel, key: SigningKey) -> None:
+    big.rule = lambda question: "long " * 20_000 if question == "a long answer" else "food"
+    async with node(store, big, key, "redacted") as served:
+        question = f"{MAIL} " * 200_000
+        started = time.thread_time()
+        assert (await served(ask(question))).text == "food"
+        assert time.thread_time() - started < 0.5
+        assert remembered(store) == []
+        await served(ask("a long answer"))
     assert remembered(store)[0].answer == NOT_TEXT
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +13,11 @@ from puhui.store.database import Store
 from puhui.store.journal import Journal
 from puhui.store.records import event_row
 from puhui.store.tables import contexts, ledger
-from puhui.store.write_ahead import empty_log, move_log
+from puhui.store.write_ahead import empty_log, log_bytes, move_log
 
 
-def row(number: int) -> dict[str, Any]:
-    return event_row("node", id=f"r{number}", at=1.0, task=None, expert=None, note="x" * 1000)
-
-
-def log_bytes(store: Store) -> int:
-    log = Path(f"{store.engine.url.database}-wal")
-    return log.stat().st_size if log.exists() else 0  # the last one who leaves takes it away
+def row(number: int, note_bytes: int = 1000) -> dict[str, Any]:
+    return event_row("node", id=f"r{number}", at=1.0, task=None, expert=None, note="x" * note_bytes)
 
 
 def test_moving_counts_the_pages_and_emptying_leaves_none(store: Store) -> None:
@@ -32,6 +26,8 @@ def test_moving_counts_the_pages_and_emptying_leaves_none(store: Store) -> None:
     assert move_log(store) >= 25
     assert log_bytes(store) > 100_000
     assert empty_log(store)
+    assert log_bytes(store) == 0
+    store.close()  # the last one who leaves takes it away
     assert log_bytes(store) == 0
 
 
@@ -65,3 +61,16 @@ async def test_the_log_stays_short_under_a_load_without_a_pause(store: Store, mo
     await asyncio.to_thread(journal.close)
     assert written == 2000
     assert longest < 8_000_000, "it would have been 16 MB and more"
+
+
+async def test_large_rows_count_by_their_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(puhui.store.journal, "CHECKPOINT_EVERY_BYTES", 1_000_000)
+    monkeypatch.setattr(puhui.store.journal, "MOST_LOG_PAGES", 500)
+    journal = Journal(store)
+    longest = 0
+    for number in range(400):
+        await journal.append([(ledger, row(number, note_bytes=100_000))])
+        await asyncio.sleep(0.003)  # 30 MB a second, not as fast as the disk's cache
+        longest = max(longest, log_bytes(store))
+    await asyncio.to_thread(journal.close)
+    assert longest < 20_000_000, "it would have been 40 MB and more"

@@ -2,7 +2,8 @@
 
 A request is sorted by what does not vary in it; what varies is the input. Only requests with one question
 (an optional system prompt and one user message, in plain text) are sorted: an expert sees that question and
-nothing else, so an answer that hangs on earlier turns, pictures or tools is left to the big model.
+nothing else, so an answer that hangs on earlier turns, pictures or tools is left to the big model. So is a request
+that is too large.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from puhui.core.request import Request
 from puhui.trust.redaction import redact, redact_shared
 
 BARE = "bare"
+MOST_BYTES = 64 * 1024
+"""Of a request's body. What is sorted is looked through for personal matter on the event loop, which others wait for:
+this much takes some 30 ms at the worst, 8 MiB would take four seconds. Experts are for short questions."""
 
 
 class Traffic(NamedTuple):
@@ -50,7 +54,7 @@ class Task(msgspec.Struct, frozen=True):
 
 def sort_request(request: Request, *, redacted: bool = False) -> Traffic | None:
     """Where a request belongs; None when no expert may answer it. `redacted`: read without personal matter."""
-    if not request.plain or not request.messages:
+    if not request.plain or not request.messages or len(request.body) > MOST_BYTES:
         return None
     *before, last = request.messages
     if last.role != "user" or any(message.role not in ("system", "developer") for message in before):

@@ -32,7 +32,7 @@ from puhui.core.errors import StoreError
 from puhui.core.request import Keep, Request, least_kept
 from puhui.core.request import Privacy as Travels
 from puhui.core.settings import Privacy
-from puhui.evolve.traffic import Traffic, sort_request
+from puhui.evolve.traffic import MOST_BYTES, Traffic, sort_request
 from puhui.node.fitting import said
 from puhui.store.database import Store
 from puhui.store.retention import sweep, sweep_contexts
@@ -81,10 +81,12 @@ def reader(expert: Answerer, request: Request, traffic: Traffic) -> Answerer:
 
 
 def learned_text(request: Request, answer: Answer, keep: Keep) -> str | None:
-    """What is kept of the big model's answer; None where nothing is."""
+    """What is kept of the big model's answer; None where nothing is. One that is too long is not learned."""
     if keep == "nothing":
         return None
     text = said(request, answer)
+    if len(text) > MOST_BYTES:
+        return NOT_TEXT
     return NOT_TEXT if keep == "redacted" and redact(text) != text else text
 
 

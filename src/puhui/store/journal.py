@@ -14,12 +14,16 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from puhui.core.errors import StoreError
 from puhui.store.at_once import AtOnce, Batches, Row, Statement
 from puhui.store.database import Store
-from puhui.store.write_ahead import keep_log_short
+from puhui.store.write_ahead import keep_log_short, log_bytes
 
 Entry = tuple[Statement, Row]
 Waiting = tuple[Sequence[Entry], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 CHECKPOINT_EVERY_COMMITS = 2000
+CHECKPOINT_EVERY_BYTES = 16 * 1024 * 1024
+"""By which the log has grown: a commit has the rows of many requests, and a row may have 200 kB of text."""
+LOOK_EVERY_COMMITS = 8
+"""At the log's size, which takes two microseconds."""
 MOST_LOG_PAGES = 16_384
 """Of SQLite's write-ahead log, 64 MiB."""
 
@@ -37,6 +41,7 @@ class Journal:
     """
 
     def __init__(self, store: Store) -> None:
+        self._store = store
         self._at_once = AtOnce(store) if store.commits_without_waiting else None
         self._patient = _Patient(store)
         self._gathered: list[Waiting] = []
@@ -45,6 +50,7 @@ class Journal:
         self._wake = threading.Semaphore(0)
         self._closing = False
         self._commits = 0
+        self._log_bytes = 0
         self._thread = threading.Thread(target=self._run, name="puhui-journal", daemon=True)
         self._thread.start()
 
@@ -89,10 +95,19 @@ class Journal:
             self._hand_over(batch)
             return
         self._commits += 1
-        if self._commits % CHECKPOINT_EVERY_COMMITS == 0:
+        if self._commits % CHECKPOINT_EVERY_COMMITS == 0 or (
+            self._commits % LOOK_EVERY_COMMITS == 0 and self._log_has_grown()
+        ):
             self._wake.release()
         for _, _, done in batch:
             _settle(done, None)
+
+    def _log_has_grown(self) -> bool:
+        size = log_bytes(self._store)
+        grown = size >= self._log_bytes + CHECKPOINT_EVERY_BYTES
+        if grown or size < self._log_bytes:  # or it was emptied
+            self._log_bytes = size
+        return grown
 
     def _run(self) -> None:
         while True:

@@ -6,9 +6,19 @@ load that never pauses no such moment comes, and the log grows as long as the lo
 
 from __future__ import annotations
 
+import os
+
 from puhui.store.database import Store
 
 WAIT_FOR_READERS_MS = 100
+
+
+def log_bytes(store: Store) -> int:
+    """How large the log's file is; 0 where there is none."""
+    try:
+        return os.stat(f"{store.engine.url.database}-wal").st_size
+    except OSError:
+        return 0
 
 
 def move_log(store: Store) -> int:
