@@ -73,7 +73,7 @@ def test_a_weak_cheap_expert_saves_cost_and_no_coverage() -> None:
     # What is foreseen is what the model does.
     answers, confidences, by = built.model.predict_steps_many(TEXTS)
     right = np.array(answers) == "right"
-    assert coverage(confidences, right, 0.02) == pytest.approx(built.prospect.coverage, abs=2 / ROWS)
+    assert coverage(confidences, ~right, 0.02) == pytest.approx(built.prospect.coverage, abs=2 / ROWS)
     assert float(np.mean(1.0 + 20.0 * (by == 1))) == pytest.approx(built.prospect.cost, abs=0.1)
 
 
@@ -108,7 +108,7 @@ def test_coverage_is_that_of_the_best_threshold(rows: list[tuple[float, bool]], 
     agrees = np.array([right for _, right in rows])
     taken = [confidence >= mark for mark in set(confidence.tolist())]
     fine = [float(t.mean()) for t in taken if (t & ~agrees).sum() <= epsilon * len(rows)]
-    assert coverage(confidence, agrees, epsilon) == pytest.approx(max(fine, default=0.0))
+    assert coverage(confidence, ~agrees, epsilon) == pytest.approx(max(fine, default=0.0))
 
 
 def test_few_rows_are_enough_to_build() -> None:

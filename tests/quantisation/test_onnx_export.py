@@ -61,7 +61,7 @@ def test_bert_is_written_in_few_operations(tmp_path: Path, pooling: Any, normali
     batches = [random_batch(90, n, t, seed=n + t) for n, t in ((1, 1), (5, 40), (2, 9))]
     assert check_export(path, reference, batches, tolerance=1e-3) < 1e-4
     nodes = pytest.importorskip("onnx").load(path).graph.node
-    assert len(nodes) <= 9 * 3 + 16
+    assert len(nodes) <= 18 * 3 + 24
     assert [node.op_type for node in nodes].count("MultiHeadAttention") == 3
 
 

@@ -112,6 +112,28 @@ def test_the_graph_computes_what_was_foreseen(tmp_path: Path, source: Path, reci
     assert np.abs(found - wanted).mean() < 1e-3 * np.abs(wanted).mean()
 
 
+def test_a_bias_is_part_of_a_whole_product(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "encoder.onnx", extremes=False)
+    model = onnx.load(tmp_path / "encoder.onnx")
+    gelu = next(node for node in model.graph.node if node.op_type == "Gelu")
+    product, gelu.input[0] = gelu.input[0], "biased"
+    bias = np.linspace(-1, 1, INNER).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(bias, "bias"))
+    place = list(model.graph.node).index(gelu)
+    model.graph.node.insert(place, onnx.helper.make_node("Add", ["bias", product], ["biased"]))
+    group = next(group for group in groups_of(model, VECTOR) if group.matrices[0].output == product)
+    for recipe, added in ((Recipe(whole=True), 0), (Recipe(), 1)):
+        small = rewritten(model, {group.input: recipe}, tables="float32")
+        assert [node.op_type for node in small.graph.node].count("Add") == added
+        onnx.save(model, tmp_path / "biased.onnx")
+        onnx.save(small, tmp_path / "small.onnx")
+        texts = batches(5)
+        assert (
+            fidelity(outputs_of(tmp_path / "small.onnx", texts), outputs_of(tmp_path / "biased.onnx", texts)).cosine
+            > 0.995
+        )
+
+
 def test_tables_and_what_lies_behind_the_vector(source: Path) -> None:
     model = onnx.load(source)
     assert [table.weight for table in tables_of(model)] == ["table"]

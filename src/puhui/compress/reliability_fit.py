@@ -8,7 +8,7 @@ answered keeps the common offset, one that is often confused gets its own.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,30 @@ import numpy.typing as npt
 from puhui.core.errors import LearningError, MissingExtra
 from puhui.models.reliability import Reliability
 
-SLOPE_SPREAD, COMMON_SPREAD, LABEL_SPREAD = 1.0, 3.0, 0.5
-"""Standard deviations of the priors: of the slope about 1, of the common offset about 0, of a label's about it."""
 LEAST_SLOPE = 0.05
 
 
-def fit_reliability(margins: npt.ArrayLike, numbers: npt.ArrayLike, agrees: npt.ArrayLike, labels: int) -> Reliability:
-    """The reliability of n answers with `margins` [n] ≥ 0 and label `numbers` [n] < `labels`.
+class Spreads(NamedTuple):
+    """Standard deviations of the priors: of the slope about 1, of the common offset about 0, of a label's about it."""
+
+    slope: float
+    common: float
+    label: float
+
+
+OF_MARGINS = Spreads(slope=1.0, common=3.0, label=0.5)
+"""Where nothing is known of how an expert's margins are to be read."""
+
+
+def fit_reliability(
+    margins: npt.ArrayLike,
+    numbers: npt.ArrayLike,
+    agrees: npt.ArrayLike,
+    labels: int,
+    *,
+    spreads: Spreads = OF_MARGINS,
+) -> Reliability:
+    """The reliability of n answers with `margins` [n] and label `numbers` [n] < `labels`.
 
     `agrees` [n] is bool: whether the big model gave that answer. The expert must not have learned from these
     rows. Without rows it is p₁ / (p₁ + p₂). Raises LearningError where the lengths differ or a number is no
@@ -41,7 +58,7 @@ def fit_reliability(margins: npt.ArrayLike, numbers: npt.ArrayLike, agrees: npt.
         raise LearningError(f"label numbers lie in [{number.min()}, {number.max()}]; there are {labels} labels")
     start = np.concatenate([[1.0, 0.0], np.zeros(labels)])
     bounds = [(LEAST_SLOPE, None)] + [(None, None)] * (labels + 1)
-    found = minimize(_lack, start, (margin, number, right), "L-BFGS-B", jac=True, bounds=bounds)
+    found = minimize(_lack, start, (margin, number, right, spreads), "L-BFGS-B", jac=True, bounds=bounds)
     slope = float(np.float32(found.x[0]))  # as it is stored
     return Reliability(slope, (found.x[1] + found.x[2:]).astype(np.float32))
 
@@ -51,12 +68,15 @@ def _lack(
     margin: npt.NDArray[np.float64],
     number: npt.NDArray[np.intp],
     right: npt.NDArray[np.float64],
+    spreads: Spreads,
 ) -> tuple[float, npt.NDArray[Any]]:
     """Negative log-posterior in nats and its gradient at (slope, common offset, offsets [k])."""
     score = at[0] * margin + at[1] + at[2:][number]
     wrong_by = 0.5 + 0.5 * np.tanh(0.5 * score) - right
     loss = float(np.logaddexp(0.0, score).sum() - right @ score)
-    from_prior = np.concatenate([[(at[0] - 1.0) / SLOPE_SPREAD**2, at[1] / COMMON_SPREAD**2], at[2:] / LABEL_SPREAD**2])
+    from_prior = np.concatenate(
+        [[(at[0] - 1.0) / spreads.slope**2, at[1] / spreads.common**2], at[2:] / spreads.label**2]
+    )
     loss += 0.5 * ((at[0] - 1.0) * from_prior[0] + float(at[1:] @ from_prior[1:]))
     from_rows = np.bincount(number, wrong_by, len(at) - 2)
     return loss, np.concatenate([[wrong_by @ margin, wrong_by.sum()], from_rows]) + from_prior

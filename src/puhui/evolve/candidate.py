@@ -111,7 +111,7 @@ def _taught(shape: Shape, rows: Sequence[Row]) -> tuple[list[str], list[str], li
 def _coverage(model: ExpertModel, held: Material, epsilon: float) -> float:
     """The share that could be answered with disagreement on at most ε of all; nothing is proven by it."""
     said, confidence = model.predict_many(held.texts)
-    return coverage(confidence, agreements(said, held.answers) == 1.0, epsilon)
+    return coverage(confidence, agreements(said, held.answers) != 1.0, epsilon)
 
 
 def confront(

@@ -177,7 +177,11 @@ class _Rewriter:
         listed = [*(m for _, m in readers.values()), *gathers.values()]
         arrays = weights_of(self._old, listed)
         begun: set[str] = set()
+        biases = _biases(graph)
+        joined: set[str] = set()
         for node in graph.node:
+            if node.output[0] in joined:
+                continue
             if (table := gathers.get(node.output[0])) is not None:
                 self._table(table, node.input[1], tables, arrays[table.weight])
             elif (found := readers.get(node.output[0])) is not None:
@@ -187,7 +191,9 @@ class _Rewriter:
                     if group.input not in begun:
                         self._rounded_input(group, recipe)
                         begun.add(group.input)
-                    self._int8(group, matrix, recipe, arrays[matrix.weight])
+                    bias, biased = biases.get(matrix.output, ("", "")) if recipe.whole else ("", "")
+                    joined.add(biased)
+                    self._int8(group, matrix, recipe, arrays[matrix.weight], bias=bias, output=biased)
                 else:
                     self._stored(group, matrix, recipe.form, arrays[matrix.weight])
             else:
@@ -274,14 +280,18 @@ class _Rewriter:
         scale = self._constant(f"scale{steps}", np.array(1 / steps, np.float32))
         return scale, self._constant(f"zero{zero}", np.array(zero, np.uint8))
 
-    def _int8(self, group: Group, matrix: Matrix, recipe: Recipe, weight: FloatArray) -> None:
+    def _int8(
+        self, group: Group, matrix: Matrix, recipe: Recipe, weight: FloatArray, *, bias: str, output: str
+    ) -> None:
+        """The product; with a `bias`, which only a whole one has, product and bias are the tensor `output`."""
         x, name = group.input, matrix.output
         small, scale = rounded_columns(recipe.weight(weight), paired=True)
         x_scale, zero = (f"{x}/step", f"{x}/middle") if recipe.whole else self._grid(recipe)
         inputs = [f"{x}/uint8", self._constant(f"{name}/int8", small), x_scale]
         inputs += [self._constant(f"{name}/scale", scale), zero]
         if recipe.whole:
-            self._add("MatMulIntegerToFloat", inputs, name, domain="com.microsoft")
+            with_bias = [*inputs, "", bias] if bias else inputs  # between them a zero point, which is 0
+            self._add("MatMulIntegerToFloat", with_bias, output or name, domain="com.microsoft")
             return
         product = self._add("MatMulIntegerToFloat", inputs, f"{name}/product", domain="com.microsoft")
         beside: list[str] = []
@@ -294,6 +304,23 @@ class _Rewriter:
         total = self._add("Mul", [product, f"{x}/top"], f"{name}/scaled" if beside else name)
         for number, part in enumerate(beside, 1):
             total = self._add("Add", [total, part], name if number == len(beside) else f"{name}/sum{number}")
+
+
+def _biases(graph: Any) -> dict[str, tuple[str, str]]:
+    """Of a tensor that a single operation reads, which adds a constant vector to it: that vector, and the sum."""
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for name, nodes in readers.items():
+        if len(nodes) == 1 and nodes[0].op_type == "Add" and len(nodes[0].input) == 2:
+            first, second = nodes[0].input
+            other = second if first == name else first
+            if other in vectors:
+                found[name] = (other, nodes[0].output[0])
+    return found
 
 
 def _upstream(model: Any, output: str) -> set[str]:
