@@ -43,6 +43,28 @@ def test_a_store_is_made_kept_and_sound(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_new_store_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "puhui.db"
+    made = open_store(sqlite_url(path))
+    assert {file.name for file in path.parent.iterdir()} == {"puhui.db", "puhui.db-wal", "puhui.db-shm"}
+    assert {_mode(file) for file in path.parent.iterdir()} == {0o600}
+    assert _mode(path.parent) == 0o700
+    made.close()
+
+
+def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o750)
+    open_store(sqlite_url(folder / "puhui.db")).close()
+    (folder / "puhui.db").chmod(0o640)
+    open_store(sqlite_url(folder / "puhui.db")).close()
+    assert (_mode(folder), _mode(folder / "puhui.db")) == (0o750, 0o640)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
 def test_a_durable_store_waits_for_the_disk(tmp_path: Path) -> None:
     store = open_store(sqlite_url(tmp_path / "a.db"), durable=True)
     with store.begin() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def open_store(url: str, *, durable: bool = False, create: bool = True) -> Store
         raise StoreError(f"there is no store at {path}; `puhui serve` makes one, --store and --data-dir name another")
     try:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_for_its_owner(path)
         engine = create_engine(parsed, pool_size=8, max_overflow=8)
     except (OSError, ImportError, TypeError, SQLAlchemyError) as error:
         raise StoreError(f"the store {parsed} cannot be opened: {error}") from error
@@ -95,6 +96,17 @@ def open_store(url: str, *, durable: bool = False, create: bool = True) -> Store
         store.close()
         raise
     return store
+
+
+def _make_for_its_owner(path: Path) -> None:
+    """An empty file that nobody else may read, and its folder, where they are not there yet.
+
+    SQLite's log is made alike. What is there keeps its mode: somebody may have given it a group.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not str(path).startswith("file:"):  # SQLite's own form of a name
+        with contextlib.suppress(OSError):  # it is there, or cannot be made, which SQLite will say
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _parse(url: str) -> URL:

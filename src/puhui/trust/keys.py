@@ -38,7 +38,7 @@ def load_or_create_key(path: Path) -> SigningKey:
     Two processes may ask at once: both then get the one key that was written first.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _create(path)
         raw = path.read_bytes()
