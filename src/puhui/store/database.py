@@ -103,10 +103,11 @@ def _make_for_its_owner(path: Path) -> None:
 
     SQLite's log is made alike. What is there keeps its mode: somebody may have given it a group.
     """
+    if str(path).startswith("file:"):  # SQLite's own form of a name: no path
+        return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not str(path).startswith("file:"):  # SQLite's own form of a name
-        with contextlib.suppress(OSError):  # it is there, or cannot be made, which SQLite will say
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    with contextlib.suppress(OSError):  # it is there, or cannot be made, which SQLite will say
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _parse(url: str) -> URL:
