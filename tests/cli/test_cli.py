@@ -108,6 +108,21 @@ def test_bad_values_give_one_line_and_exit_code_2(
     assert told in lines[0]
 
 
+@pytest.mark.parametrize("reference", ["http://me:hunter2@h/v1", "openai:m@http://me:hunter2@h:x/v1"])
+def test_a_password_in_an_upstreams_url_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: str
+) -> None:
+    data = tmp_path / "texts.txt"
+    data.write_text("a\n")
+    for words in (
+        ["serve", "--upstream", reference, "--port", "0", "--no-learn", "--data-dir", str(tmp_path)],
+        ["compress", "--big", reference, "--data", str(data), "--out", str(tmp_path / "out"), "--yes"],
+    ):
+        code, out, err = run(capsys, monkeypatch, *words)
+        assert code == 2
+        assert "hunter2" not in out + err
+
+
 def test_a_bad_place_for_the_key_is_one_line_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 import experts as sample
 from puhui.core.settings import AuditRate
@@ -24,6 +24,7 @@ from puhui.gateway.server import ServeSettings, node_app
 from puhui.store.database import open_store, sqlite_url
 from puhui.trust.keys import load_or_create_key
 from puhui.upstreams.upstream_settings import UpstreamSettings
+from real_nodes import rows
 from serving import BigModel, serving, stream_of, wait_until
 
 GROUP = group_key("puhui", "", "context", sample.SYSTEM)
@@ -124,6 +125,35 @@ def test_the_next_one_answers_and_the_callers_key_goes_where_it_should(tmp_path:
     assert big.headers[0]["authorization"] == "Bearer sk-caller"
     assert big.headers[0]["openai-organization"] == "org-1"
     assert "authorization" not in second.headers[0]
+
+
+class Echoes(BigModel):
+    """Refuses every request, and repeats its headers."""
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        return JSONResponse({"error": {"message": f"what is {http.headers['authorization']}?"}}, self.refuse)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_nodes_own_key_does_not_come_back(tmp_path: Path, stream: bool) -> None:
+    echoes = Echoes()
+    with serving(echoes.app) as url, node(tmp_path, upstream(f"{url}/v1", key="sk-own-0123456789")) as http:
+        for status, shown in ((400, 400), (401, 502), (403, 502), (429, 429), (500, 500)):
+            echoes.refuse = status
+            reply = ask(http, stream=stream, headers={"authorization": "Bearer sk-theirs"})
+            assert reply.status_code == shown
+            assert "0123456789" not in reply.text
+            assert (reply.json()["error"].get("code") == "upstream_auth") == (shown == 502)
+        assert "0123456789" not in http.get("/puhui/state").text
+    assert [row.status for row in rows(tmp_path)] == [400, 502, 502, 429, 500]
+
+
+def test_a_callers_own_key_that_is_refused_is_the_callers_matter(tmp_path: Path) -> None:
+    echoes = Echoes()
+    echoes.refuse = 401
+    with serving(echoes.app) as url, node(tmp_path, upstream(f"{url}/v1")) as http:
+        reply = ask(http, headers={"authorization": "Bearer sk-theirs"})
+    assert (reply.status_code, reply.json()) == (401, {"error": {"message": "what is Bearer sk-theirs?"}})
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import json
 import socket
 import time
 from typing import Any
@@ -19,13 +20,15 @@ from asked import answer, ask, endpoint, stream
 from puhui.core.errors import (
     InvalidRequest,
     SettingsError,
+    UpstreamDenied,
     UpstreamError,
     UpstreamGarbled,
+    UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from puhui.core.request import Needs
-from puhui.models.endpoint import Endpoint
+from puhui.models.endpoint import Endpoint, open_reference
 from puhui.models.http_link import Timeouts
 from serving import BigModel, chunk, head_of, raw_server, says, serving, stream_of, whole
 
@@ -224,6 +227,50 @@ async def test_no_path_leads_out_of_the_base_url(big: BigModel, path: str) -> No
         with pytest.raises(InvalidRequest, match="segment of dots"):
             await asked.forward(path, ask())
     assert big.raw == []
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "http://user:hunter2@127.0.0.1:1/v1",
+        "openai:gpt-4o@https://hunter2@h/v1",
+        "http://user:hunter2/x@h:y/v1",
+        "http://user:hunter2@[::1/v1",
+        "ftp://user:hunter2@h/v1",
+        "user:hunter2@h",
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_shown(reference: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        open_reference(reference)
+    assert "hunter2" not in str(caught.value)
+    assert "--key-env" in str(caught.value) or "names no big model" in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+KEY = 'sk-own/key"0123456789'
+
+
+@pytest.mark.parametrize(
+    "words", [f"wrong key: {KEY}", json.dumps({"error": {"message": KEY}}), '{"error": "sk-own\\/key\\"0123456789"}']
+)
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_an_upstreams_words_do_not_hold_the_nodes_own_key(words: str, streaming: bool) -> None:
+    head = head_of(length=len(words), status="400 Bad Request")
+    with raw_server(says(head, words.encode())) as url, pytest.raises(UpstreamRefused) as caught:
+        await answer(url, ask(stream=streaming), key=KEY)
+    assert b"***" in caught.value.body
+    assert b"0123456789" not in caught.value.body
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+async def test_a_refusal_of_the_nodes_own_key_is_not_the_callers(status: str) -> None:
+    with raw_server(says(head_of(length=2, status=status), b"{}")) as url:
+        with pytest.raises(UpstreamDenied, match="this node's own key"):
+            await answer(url, key=KEY)
+        with pytest.raises(UpstreamRefused) as caught:
+            await answer(url, ask(authorization="Bearer theirs"))
+    assert not isinstance(caught.value, UpstreamDenied)
 
 
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:

@@ -14,6 +14,7 @@
     │   ├── UpstreamUnavailable it could not be reached, or closed the connection
     │   ├── UpstreamTimeout     it did not answer in time
     │   ├── UpstreamRefused     it answered with an error status (`status`, `body`)
+    │   │   └── UpstreamDenied  with 401 or 403 to the node's own key
     │   └── UpstreamGarbled     it answered with something that is not an answer, or with half a stream
     ├── StoreError              the store cannot be opened, read or written
     ├── BundleError             an expert's bundle is missing something, damaged or not signed
@@ -106,6 +107,10 @@ class UpstreamRefused(UpstreamError):
         self.status = status
         self.body = body
         self.retry_after = retry_after
+
+
+class UpstreamDenied(UpstreamRefused):
+    """The big model refused the key that the node itself has for it: no matter of the caller's."""
 
 
 class UpstreamGarbled(UpstreamError):

@@ -24,6 +24,7 @@ from puhui.core.errors import (
     PuhuiError,
     StoreError,
     UnknownModel,
+    UpstreamDenied,
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
@@ -78,6 +79,8 @@ def error_object(error: PuhuiError) -> tuple[int, dict[str, Any]]:
 
 def _code_of(error: UpstreamError) -> str:
     match error:
+        case UpstreamDenied():
+            return "upstream_auth"
         case UpstreamRefused():
             return "upstream_refused"
         case UpstreamUnavailable():
@@ -97,7 +100,7 @@ async def on_error(_: HttpRequest, error: Exception) -> Response:
 def error_response(error: PuhuiError) -> Response:
     """One of our errors as a reply in OpenAI's format, with the headers that belong to it."""
     status, shown = error_object(error)
-    if isinstance(error, UpstreamRefused):
+    if isinstance(error, UpstreamRefused) and not isinstance(error, UpstreamDenied):
         after = error.retry_after or ""
         headers = {"retry-after": after} if after and after.isascii() and after.isprintable() else {}
         if not 400 <= status < 600:  # a redirect, say: no answer, and not for the caller to follow

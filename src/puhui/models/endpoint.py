@@ -270,6 +270,12 @@ def _without_logprobs(body: bytes) -> bytes:
 
 
 def _check_url(url: str) -> None:
+    if "@" in url:  # not shown: what comes before it may be a password
+        raise SettingsError(
+            "an upstream URL holds an @, as one with a user name or a password does; logs and pages would show it: "
+            "leave it out and name an environment variable that holds the key, with --key-env or key_env (an @ of the "
+            "path is written %40)"
+        )
     try:
         parsed = urlsplit(url)
         usable = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
@@ -297,7 +303,8 @@ def open_reference(
             return Endpoint(url, model=model, key=key, pass_key=pass_key, timeouts=timeouts)
     elif reference.startswith(("http://", "https://")):
         return Endpoint(reference, key=key, pass_key=pass_key, timeouts=timeouts)
+    shown = f"…@{reference.rpartition('@')[2]}" if "@" in reference else reference  # as in `_check_url`
     raise SettingsError(
-        f"{reference!r} names no big model; write openai:MODEL@URL (such as openai:gpt-4o@https://api.openai.com/v1) "
+        f"{shown!r} names no big model; write openai:MODEL@URL (such as openai:gpt-4o@https://api.openai.com/v1) "
         "or the endpoint's base URL alone"
     )

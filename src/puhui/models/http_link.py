@@ -13,6 +13,7 @@ import yarl
 from puhui.core.errors import (
     InvalidRequest,
     SettingsError,
+    UpstreamDenied,
     UpstreamError,
     UpstreamGarbled,
     UpstreamRefused,
@@ -53,6 +54,8 @@ NOT_PASSED_ON = frozenset(
 # Other ways of showing a key: where the caller's is not to be passed on, none of them is.
 _KEYS = frozenset({"api-key", "x-api-key"})
 _DOTS = frozenset({".", ".."})
+SECRET_LENGTH = 8
+"""A shorter key is no secret but a word such as `none`, and words may be said."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +92,7 @@ class Link:
             raise SettingsError(f"upstream URL {url!r} is not a URL: {error}") from error
         self.timeouts = timeouts
         self._authorization = f"Bearer {key}" if key else None
+        self._secrets = _spellings(key or "")
         self._pass_key = pass_key and not key
         self._timeout = self._bounded(timeouts.whole_s)
         self._client: aiohttp.ClientSession | None = None
@@ -121,12 +125,7 @@ class Link:
         except FAILURES as error:
             raise self._explain(error) from error
         if response.status >= 300:
-            raise UpstreamRefused(
-                f"{self.url} answered with status {response.status}",
-                status=response.status,
-                body=await self.read(response),
-                retry_after=response.headers.get("retry-after"),
-            )
+            raise self._refusal(response, await self.read(response))
         return response
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -194,6 +193,14 @@ class Link:
         times = self.timeouts
         return aiohttp.ClientTimeout(total=whole_s, connect=times.connect_s, sock_read=times.first_token_s)
 
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamRefused:
+        kind, said = UpstreamRefused, f"{self.url} answered with status {response.status}"
+        if self.has_key and response.status in (401, 403):
+            kind, said = UpstreamDenied, f"{said} to this node's own key; whoever runs the node has to see to that key"
+        for secret in self._secrets:
+            body = body.replace(secret, b"***")
+        return kind(said, status=response.status, body=body, retry_after=response.headers.get("retry-after"))
+
     def _explain(self, error: Exception) -> UpstreamError:
         detail = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
@@ -201,3 +208,11 @@ class Link:
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError):
             return UpstreamGarbled(f"{self.url} sent half an answer: {detail}")
         return UpstreamUnavailable(f"{self.url} cannot be reached: {detail}")
+
+
+def _spellings(key: str) -> tuple[bytes, ...]:
+    """The ways in which an upstream's words may repeat the key: as it is, and as writers of JSON escape it."""
+    if len(key) < SECRET_LENGTH:
+        return ()
+    escaped = msgspec.json.encode(key).decode()[1:-1]
+    return tuple(each.encode() for each in dict.fromkeys((escaped.replace("/", "\\/"), escaped, key)))

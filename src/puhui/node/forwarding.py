@@ -14,7 +14,14 @@ from typing import Any
 import msgspec
 
 from puhui.core.answer import Answer, Step, Usage
-from puhui.core.errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from puhui.core.errors import (
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from puhui.core.request import Request
 from puhui.models.endpoint import Forwarded
 from puhui.models.http_link import MOST_BYTES
@@ -71,6 +78,8 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
 def status_of(error: UpstreamError) -> int:
     """The status of a request that failed so, in the ledger and, where nothing was sent yet, to the caller."""
     match error:
+        case UpstreamDenied():
+            return 502
         case UpstreamRefused():
             return error.status
         case UpstreamUnavailable():
