@@ -93,7 +93,7 @@ def test_tuning_lowers_the_lack_and_leaves_the_embeddings(base: Path) -> None:
     taught, held = material(student, TEXTS[:200]), material(student, TEXTS[200:])
     before, table = lack(student, held), student.body.get_input_embeddings().weight.clone()
     seen: list[float] = []
-    after = tune(student, taught, held, Tuning(3, 60.0, 1e-3, 16, 0.1), seed=0, progress=seen.append)
+    after = tune(student, taught, held, Tuning(3, 10_000, 1e-3, 16, 0.1), seed=0, progress=seen.append)
     assert after == pytest.approx(lack(student, held))
     assert after < before
     assert torch.equal(student.body.get_input_embeddings().weight, table)
@@ -104,7 +104,7 @@ def test_tuning_is_repeatable(base: Path) -> None:
     def tuned(seed: int) -> list[torch.Tensor]:
         student = made(base)
         taught, held = material(student, TEXTS[:100]), material(student, TEXTS[200:])
-        tune(student, taught, held, Tuning(2, 60.0, 1e-3, 16, 1.0), seed=seed, progress=lambda share: None)
+        tune(student, taught, held, Tuning(2, 10_000, 1e-3, 16, 1.0), seed=seed, progress=lambda share: None)
         return [weight.detach().clone() for weight in student.body.parameters()]
 
     first, again, other = tuned(0), tuned(0), tuned(1)
@@ -115,20 +115,21 @@ def test_tuning_is_repeatable(base: Path) -> None:
 def test_a_state_that_is_no_better_is_not_kept(base: Path) -> None:
     student = made(base)
     taught, held = material(student, TEXTS[:100]), material(student, TEXTS[200:])
-    tune(student, taught, held, Tuning(2, 60.0, 1e-3, 16, 0.0), seed=0, progress=lambda share: None)
+    tune(student, taught, held, Tuning(2, 10_000, 1e-3, 16, 0.0), seed=0, progress=lambda share: None)
     learned = [weight.detach().clone() for weight in student.body.parameters()]
     wrong = Material(taught.rows, np.roll(taught.wanted, 1, axis=1), taught.teacher)
-    tune(student, wrong, held, Tuning(2, 60.0, 1e-3, 16, 0.0), seed=0, progress=lambda share: None)
+    tune(student, wrong, held, Tuning(2, 10_000, 1e-3, 16, 0.0), seed=0, progress=lambda share: None)
     assert all(torch.equal(a, b) for a, b in zip(learned, student.body.parameters(), strict=True))
 
 
-def test_the_time_limit_ends_the_tuning(base: Path) -> None:
+def test_the_limit_of_work_ends_the_tuning(base: Path) -> None:
     student = made(base)
     taught, held = material(student, TEXTS[:200]), material(student, TEXTS[200:])
     seen: list[float] = []
-    tune(student, taught, held, Tuning(10_000, 0.5, 1e-3, 16, 0.1), seed=0, progress=seen.append)
+    work = 20 * 16 * len(student.layers)  # of twenty steps: an epoch has thirteen
+    tune(student, taught, held, Tuning(10_000, work, 1e-3, 16, 0.1), seed=0, progress=seen.append)
+    assert len(seen) == 20 + 1
     assert seen[-1] == 1.0
-    assert len(seen) < 5_000
 
 
 def test_layers_that_are_not_there_are_refused(base: Path) -> None:

@@ -54,8 +54,8 @@ class EncoderOptions(msgspec.Struct, frozen=True):
     """How an encoder expert is built.
 
     `layers` of the base are kept, in this order; None: all. `max_tokens` of a text are read. `common_tokens` are
-    kept beside those of the texts (`token_pruning`). Tuning ends after `epochs`, or sooner so that it takes about
-    `max_seconds` (then the result depends on the machine's speed); with 0 epochs the fitted start is the result.
+    kept beside those of the texts (`token_pruning`). Tuning ends after `epochs`, or where `most_work` is done, in
+    texts times layers: a thousand take about two seconds of one core. With 0 epochs the fitted start is the result.
     `inverse_penalty` is C of the head's start. `threads` are for training alone: an expert answers on one.
     """
 
@@ -63,7 +63,7 @@ class EncoderOptions(msgspec.Struct, frozen=True):
     max_tokens: int = 128
     common_tokens: int = 10_000
     epochs: int = 4
-    max_seconds: float = 240.0
+    most_work: int = 200_000
     learning_rate: float = 3e-4
     batch: int = 32
     hidden_share: float = 10.0
@@ -75,7 +75,7 @@ class EncoderOptions(msgspec.Struct, frozen=True):
     @property
     def tuning(self) -> Tuning:
         """The part that `encoder_tuning` reads."""
-        return Tuning(self.epochs, self.max_seconds, self.learning_rate, self.batch, self.hidden_share)
+        return Tuning(self.epochs, self.most_work, self.learning_rate, self.batch, self.hidden_share)
 
 
 def distill_encoder(
@@ -96,7 +96,7 @@ def distill_encoder(
     told them; they are used instead of the answers. `vectors` [n, e] are its hidden states of the texts; without
     them the whole base's are used, and of the `unlabelled` texts too. A part of the texts is held out: it chooses
     the best state and teaches the confidence. `progress` is called with shares in [0, 1]. The same arguments give
-    the same model on the same machine, unless `max_seconds` ended the tuning.
+    the same model on the same machine.
 
     Raises LearningError for fewer than 20 answers or 2 different ones, lengths that differ, layers that the base
     has not, or an exported file that departs from what was trained; BundleError for a folder without an encoder;

@@ -7,7 +7,6 @@ the answers never held keep their meaning, and a step costs a tenth less.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -28,9 +27,6 @@ HEAD_RATE = 10.0
 """The head reads vectors of length one, so that its weights are ten times those of other layers."""
 BATCHES_SORTED = 20
 """Texts of so many batches are drawn together and sorted by length: little padding, and still a fair draw."""
-LEEWAY = 0.05
-"""The time limit shortens the tuning once it is this far behind, and does not touch one that is in time: the clock
-would else be in every result."""
 _BATCHES = 0xBA7C4
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
@@ -39,7 +35,7 @@ class Tuning(msgspec.Struct, frozen=True):
     """The tuning's part of `EncoderOptions`."""
 
     epochs: int
-    max_seconds: float
+    most_work: int
     learning_rate: float
     batch: int
     hidden_share: float
@@ -60,7 +56,7 @@ class Material(msgspec.Struct, frozen=True, eq=False):
 def tune(student: Student, taught: Material, held: Material, how: Tuning, *, seed: int, progress: Progress) -> float:
     """Tunes the student and leaves it in the state with the least `lack` on `held`, which is returned.
 
-    The state that it came in is one of those. Ends after `epochs`, or sooner so that about `max_seconds` pass.
+    The state that it came in is one of those. Ends after `epochs`, or where `most_work` is done.
     """
     import torch
 
@@ -68,14 +64,14 @@ def tune(student: Student, taught: Material, held: Material, how: Tuning, *, see
     tuned = [weight for group in groups for weight in group["params"]]
     optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     full = [group["lr"] for group in optimiser.param_groups]
-    steps, done, started = how.epochs * -(-len(taught.rows) // how.batch), 0, time.monotonic()
-    best, least, share = _copied(tuned), lack(student, held), 0.0
-    for epoch in range(how.epochs):
-        for picked in _batches(taught.rows, how.batch, seed, epoch):
-            spent = (time.monotonic() - started) / how.max_seconds
-            share = max(share, done / steps, spent if spent > done / steps + LEEWAY else 0.0)
-            if share >= 1.0:
+    an_epoch = -(-len(taught.rows) // how.batch)
+    steps, done = min(how.epochs * an_epoch, how.most_work // (how.batch * len(student.layers))), 0
+    best, least = _copied(tuned), lack(student, held)
+    while done < steps:
+        for picked in _batches(taught.rows, how.batch, seed, done // an_epoch):
+            if done == steps:
                 break
+            share = done / steps
             for group, rate in zip(optimiser.param_groups, full, strict=True):
                 group["lr"] = rate * min(1.0, (share + 1.0 / steps) / WARM_UP) * (1.0 - share)
             optimiser.zero_grad(set_to_none=True)
@@ -83,12 +79,10 @@ def tune(student: Student, taught: Material, held: Material, how: Tuning, *, see
             torch.nn.utils.clip_grad_norm_(tuned, LONGEST_GRADIENT)
             optimiser.step()
             done += 1
-            progress(share)
+            progress(done / steps)
         found = lack(student, held)
         if found < least:
             best, least = _copied(tuned), found
-        if time.monotonic() - started >= how.max_seconds:
-            break
     with torch.no_grad():
         for weight, value in zip(tuned, best, strict=True):
             weight.copy_(value)

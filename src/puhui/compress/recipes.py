@@ -57,12 +57,11 @@ class StaticRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="static"
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encoder"):
-    """Some layers of the base encoder; None are all of them. Tuning ends after `epochs`, or after `max_seconds`."""
+    """Some layers of the base encoder; None are all of them. Tuning ends after `epochs` (`EncoderOptions`)."""
 
     layers: tuple[int, ...] | None = (0,)
     epochs: int = 4
     learning_rate: float = 3e-4
-    max_seconds: float = 240.0
     precision: Literal["int8", "float32"] = "int8"
 
     @property
@@ -286,7 +285,6 @@ class Kitchen:
             options=EncoderOptions(
                 layers=recipe.layers,
                 epochs=recipe.epochs,
-                max_seconds=recipe.max_seconds,
                 learning_rate=recipe.learning_rate,
                 precision=recipe.precision,
             ),
