@@ -295,7 +295,13 @@ def test_the_playground(seen: Seen, streamed: bool) -> None:
     seen.click("#beside")
     seen.click("#send")
     seen.wait("#answers", "something else", "Quality 1 was asked for")
-    seen.one("#quality").send_keys("\ue011")  # Home
+    # As much as an expert must promise: this one promises 95 %.
+    slider.send_keys("\ue012")  # Left
+    seen.wait("#quality-said", "an expert that promises 99 % will do")
+    seen.click("#send")
+    seen.wait("#answers", "something else", "No expert that promises 99 % is in place for this job")
+    slider.send_keys("\ue011")  # Home
+    seen.wait("#quality-said", "a proven expert will do")
     seen.one("#system").clear()
     seen.click("#send")
     seen.wait("#answers", "No expert is in place for this job")

@@ -244,8 +244,30 @@ async def test_quality_one_is_the_big_models(store: Store, big: BigModel, key: S
     async with node(store, big.url, key) as served:
         assert (await served(ask(QUESTIONS[0], quality="1"))).by == "big:m"
         assert (await served(ask(QUESTIONS[0], quality="1.0"))).by == "big:m"
-        assert (await served(ask(QUESTIONS[0], quality="0.99"))).expert is not None
+        assert (await served(ask(QUESTIONS[0], quality="0.9"))).expert is not None
         assert len(big.bodies) == 2
+
+
+@pytest.mark.parametrize(("epsilon", "enough", "more"), [(0.05, "0.95", "0.951"), (0.07, "0.93", "0.94")])
+async def test_an_expert_answers_where_it_promises_the_quality(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path, epsilon: float, enough: str, more: str
+) -> None:
+    sample.promote(store, tmp_path, key, group(), epsilon=epsilon)
+    async with node(store, big.url, key, ALWAYS) as served:
+        assert (await served(ask(QUESTIONS[0], quality=enough))).expert is not None
+        assert (await served(ask(QUESTIONS[1], quality=more))).by == "big:m"
+        assert served.roster.experts[0].served == 1
+        await until(lambda: not served.audits_due)
+    assert [row.coin for row in remembered(store)] == [True, False]
+
+
+async def test_what_no_expert_to_come_will_answer_is_not_in_the_sample(
+    store: Store, big: BigModel, key: SigningKey
+) -> None:
+    async with node(store, big.url, key, ALWAYS) as served:
+        for quality in ("0.98", "0.99", "1"):
+            await served(ask(QUESTIONS[0], quality=quality))
+    assert [row.coin for row in remembered(store)] == [True, False, False]
 
 
 async def test_other_traffic_is_the_big_models(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:

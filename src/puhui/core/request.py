@@ -44,8 +44,9 @@ def least_kept(keep: Keep, most: Keep | None) -> Keep:
 class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the caller needs of the answer.
 
-    `quality` lies in [0, 1]: 1.0 always asks the big model, anything less accepts a proven expert. `latency_ms`
-    is the longest that the answer may take, `max_cost` the most that it may cost, in the tariff's currency.
+    `quality` lies in [0, 1]: 1.0 always asks the big model, anything less accepts an expert whose promised risk is at
+    most 1 - `quality`. `latency_ms` is the longest that the answer may take, `max_cost` the most that it may cost, in
+    the tariff's currency.
     """
 
     quality: float = 0.0

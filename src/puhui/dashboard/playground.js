@@ -1,6 +1,6 @@
 /** The playground: one question to the node, and beside it the same to the big model. */
 
-import { again, begin, by, call, count, fill, grams, h, joules, money, ms, read, remembered, say, trouble } from "./shell.js";
+import { again, begin, by, call, count, fill, grams, h, joules, money, ms, percent, read, remembered, say, trouble } from "./shell.js";
 
 const LONG = 120;
 let status = { currency: "", models: [] }, thresholds = new Map(), models = [];
@@ -14,6 +14,12 @@ function question() {
     model: by("model").value.trim(),
     messages: [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: by("user").value }],
   };
+}
+
+/** The quality that the slider asks for, in percent; at its beginning none. */
+function wanted() {
+  const { value, min } = by("quality");
+  return value === min ? 0 : value / 100;
 }
 
 /** Asks the node; `told` is called with what is known, again as a stream goes on. */
@@ -56,7 +62,7 @@ async function eachEvent(response, take) {
 
 async function send(event) {
   event.preventDefault();
-  const body = question(), quality = Number(by("quality").value), streamed = by("stream").checked;
+  const body = question(), quality = wanted(), streamed = by("stream").checked;
   remembered("system", by("system").value);
   by("send").disabled = true;
   trouble(null);
@@ -93,7 +99,7 @@ function why({ path, quality, by: who }) {
   const expert = path.find(({ name }) => name.startsWith("expert:"));
   const needed = thresholds.get(expert?.name)?.toFixed(3) ?? "–";
   if (quality >= 1) return say("why_asked");
-  if (!expert) return say("why_big");
+  if (!expert) return quality ? say("why_promise", percent(quality)) : say("why_big");
   return say(who.startsWith("expert:") ? "why_expert" : "why_unsure", expert.confidence.toFixed(3), needed);
 }
 
@@ -138,8 +144,8 @@ function ratio(expert, big) {
 const drawAnswers = () => fill(by("answers"), shown.map(drawAnswer));
 
 function draw() {
-  const quality = Number(by("quality").value);
-  by("quality-said").textContent = say(quality >= 1 ? "quality_big" : "quality_any");
+  const quality = wanted();
+  by("quality-said").textContent = quality >= 1 ? say("quality_big") : quality ? say("quality_least", percent(quality)) : say("quality_any");
   by("quality").setAttribute("aria-valuetext", by("quality-said").textContent);
   fill(by("models"), models.map((value) => h("option", { value })));
   drawAnswers();

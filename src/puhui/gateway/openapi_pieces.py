@@ -57,7 +57,7 @@ def _or_null(schema: Piece) -> Piece:
 
 
 NEEDS_HEADERS = [
-    _header("x-puhui-quality", "1: the big model answers in any case. Less: a proven expert may", _SHARE),
+    _header("x-puhui-quality", "An expert may answer whose promised risk is at most 1 less this; at 1 none", _SHARE),
     _header("x-puhui-latency-ms", "The longest that the answer may take", _AMOUNT),
     _header("x-puhui-max-cost", "The most that it may cost, in the tariff's currency", _AMOUNT),
     _header("x-puhui-privacy", "How far the request may travel", _PRIVACY),

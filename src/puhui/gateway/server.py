@@ -97,7 +97,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
     ring, allowances = KeyRing(table), Allowances(table)
     check_address(settings.host, ring, required=settings.keys_required, allow_open=settings.allow_open)
     key = load_or_create_key(settings.key)
-    roster = Roster(store, {key.public}, delta=settings.promise.delta)
+    roster = Roster(store, {key.public}, promise=settings.promise)
     feed = LiveFeed(roster.name_of)
     gate = Gate(settings.most_at_once)
     instruments = _instruments(settings, store, pool, gate)

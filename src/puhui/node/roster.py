@@ -32,10 +32,12 @@ ACTIVE, RETIRED, DEMOTED, REFUSED = "active", "retired", "demoted", "refused"
 class Roster:
     """The tasks and experts that a node knows. Reading the store takes place off the event loop."""
 
-    def __init__(self, store: Store, trusted: Collection[str], *, delta: float = Promise().delta) -> None:
-        """`trusted` are the public keys whose experts are loaded, `delta` is the level of each expert's watch."""
+    def __init__(self, store: Store, trusted: Collection[str], *, promise: Promise = Promise()) -> None:
+        """`trusted` are the public keys whose experts are loaded; `promise` is that of experts to come, and its delta
+        the level of each expert's watch."""
         self._store = store
-        self._delta = delta
+        self._epsilon = promise.epsilon
+        self._delta = promise.delta
         self._trusted = trusted
         self._index = TaskIndex()
         self._names: dict[str, str] = {}
@@ -46,6 +48,10 @@ class Roster:
     def delta(self) -> float:
         """The level δ of each expert's watch."""
         return self._delta
+
+    def epsilon_for(self, expert: Expert | None) -> float:
+        """The risk that the expert promises; without one, what the next will promise."""
+        return self._epsilon if expert is None else expert.watch.epsilon
 
     @property
     def trusted(self) -> Collection[str]:
