@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from bench.stand_in import stand_in
 from test_app import shout
@@ -176,6 +177,54 @@ def test_a_client_that_leaves_a_stream_has_a_row_that_says_so(http: httpx.Client
 
     wait_until(lambda: [row.status for row in rows(folder) if row.id == id])
     assert [row.status for row in rows(folder) if row.id == id] in ([499], [200])
+
+
+TEXT = b'data: {"id": "c", "choices": [{"index": 0, "text": "HI", "finish_reason": null}]}\n\n'
+DELTA = b'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "delta": "HI"}\n\n'
+COMPLETED = b'data: {"type": "response.completed", "response": {"usage": {"input_tokens": 9, "output_tokens": 4}}}'
+ENDINGS = [
+    ("/completions", TEXT, b"", 502),
+    ("/completions", TEXT, b'data: {"choices": [{"ind', 502),
+    ("/completions", TEXT, b"data: [DONE]", 200),
+    ("/completions", TEXT, b"data:[DONE]\n\n", 200),
+    ("/responses", DELTA, b"", 502),
+    ("/responses", DELTA, b"data: [DONE]\n\n", 502),
+    ("/responses", DELTA, COMPLETED, 200),
+    ("/responses", DELTA, COMPLETED + b"\n\ndata: [DONE]\n\n", 200),
+    ("/responses", DELTA, b'data: {"type": "response.failed", "response": {}}\n\n', 200),
+    ("/responses", DELTA, b'data: {"type": "response.incomplete", "response": {}}\n\n', 200),
+    ("/responses", DELTA, b'data: {"type": "error", "message": "overloaded"}\n\n', 200),
+]
+
+
+@pytest.mark.parametrize(("path", "begun", "end", "status"), ENDINGS)
+def test_a_stream_that_is_cut_ends_with_an_error(
+    tmp_path: Path, path: str, begun: bytes, end: bytes, status: int
+) -> None:
+    streams = says(begun, end, head=head_of("text/event-stream"))
+    with raw_server(streams) as upstream, real_node(tmp_path, upstream) as url:
+        reply = httpx.post(f"{url}/v1{path}", json={"model": "m", "input": "a", "prompt": "a", "stream": True})
+    assert begun in reply.content
+    *_, last = [line for line in reply.text.splitlines() if line.startswith("data:")]
+    assert ("before the answer was whole" in last) == (status == 502)
+    if status == 200:
+        assert reply.content == begun + end.strip() + b"\n\n"
+    else:
+        assert json.loads(last.removeprefix("data:"))["error"]["code"] == "upstream_failed"
+    (row,) = rows(tmp_path)
+    assert row.status == status
+    assert row.completion_tokens == (4 if COMPLETED in end else 0)
+
+
+def test_a_cut_stream_is_an_error_of_the_official_client(tmp_path: Path) -> None:
+    streams = says(TEXT, head=head_of("text/event-stream"))
+    with (
+        raw_server(streams) as upstream,
+        real_node(tmp_path, upstream) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="sk-1", max_retries=0) as client,
+        pytest.raises(openai.APIError, match="before the answer was whole"),
+    ):
+        list(client.completions.create(model="m", prompt="hi", stream=True))
 
 
 def test_without_an_upstream_to_pass_on_to_there_are_no_such_routes() -> None:

@@ -209,7 +209,6 @@ def half_streams() -> Iterator[tuple[str, list[bytes]]]:
     yield "no finish", [events[1], DONE]
     yield "rubbish", [events[1], b"data: {oops\n\n", DONE]
     yield "an error", [events[1], b'data: {"error": {"message": "overloaded"}}\n\n', DONE]
-    yield "end without blank line", [*events[:-1], b"data: [DONE]"]
 
 
 @pytest.mark.parametrize(("name", "events"), list(half_streams()), ids=lambda v: v if isinstance(v, str) else "")
@@ -224,6 +223,14 @@ async def test_half_a_stream(name: str, events: list[bytes]) -> None:
                     seen.append(piece)
     assert DONE not in seen
     assert bool(seen) == (name != "nothing")
+
+
+async def test_a_stream_whose_end_has_no_blank_line() -> None:
+    events = list(stream_of("hi"))
+    with raw_server(says(*events[:-1], DONE.strip(), head=head_of("text/event-stream"))) as url:
+        pieces, found = await stream(url)
+    assert pieces == events
+    assert found.text == "hi"
 
 
 async def test_a_stream_in_odd_clothes() -> None:

@@ -57,8 +57,15 @@ def test_rubbish_is_split_without_loss(pieces: list[bytes]) -> None:
     assert b"".join(events).split() == b"".join(split([b"".join(pieces)])).split()
 
 
-def test_a_last_event_without_its_end_is_not_given() -> None:
-    assert split([chunk({"content": "a"}), b"data: {"]) == [chunk({"content": "a"})]
+@pytest.mark.parametrize("rest", [b"data: {", b'data: {"a": 1', b"data: [DO", b"data: 12", b": comment", b"", b"\n"])
+def test_a_last_event_without_its_end_is_not_given_where_it_may_be_cut(rest: bytes) -> None:
+    assert split([chunk({"content": "a"}), rest]) == [chunk({"content": "a"})]
+
+
+@pytest.mark.parametrize("rest", [b"data: [DONE]", b"data: [DONE]\r\n", b'event: x\ndata: {"a": 1}\n', b"data:{}\r"])
+def test_a_last_event_without_its_end_is_given_where_it_is_whole(rest: bytes) -> None:
+    *_, last = split([chunk({"content": "a"}), rest])
+    assert last == rest.strip() + b"\n\n"
 
 
 def test_an_event_without_end() -> None:

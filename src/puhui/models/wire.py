@@ -80,6 +80,7 @@ class Completion(msgspec.Struct):
     puhui: Report | None = None
 
 
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 decode_completion = msgspec.json.Decoder(Completion).decode
 
 
@@ -105,7 +106,8 @@ def _whole_number(reported: float | None) -> int:
 async def split_events(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
     """Whole server-sent events, each with its closing blank line, out of bytes as they arrive.
 
-    A last event without its blank line is not yielded. Raises `ValueError` for an event over `limit` bytes.
+    A last event without its blank line is yielded where its data is whole: an object, or `[DONE]`. Raises `ValueError`
+    for an event over `limit` bytes.
     """
     waiting = held = b""
     async for piece in pieces:
@@ -118,6 +120,21 @@ async def split_events(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterato
                 yield event + b"\n\n"
         if len(waiting) > limit:
             raise ValueError(f"an event of more than {limit} bytes")
+    if is_end(waiting) or _is_object(event_data(waiting)):
+        yield waiting.strip(b"\n") + b"\n\n"
+
+
+def is_end(event: bytes) -> bool:
+    """Whether the event is the mark after the last one."""
+    return event_data(event) == b"[DONE]"
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        _decode_object(data)
+    except NOT_JSON:
+        return False
+    return True
 
 
 def event_data(event: bytes) -> bytes:

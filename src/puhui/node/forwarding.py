@@ -25,7 +25,7 @@ from puhui.core.errors import (
 from puhui.core.request import Request
 from puhui.models.endpoint import Forwarded
 from puhui.models.http_link import MOST_BYTES
-from puhui.models.wire import DONE, NOT_JSON, event_data, split_events
+from puhui.models.wire import NOT_JSON, event_data, is_end, split_events
 
 CLIENT_WENT_AWAY = 499
 
@@ -54,7 +54,13 @@ class _Reply(msgspec.Struct):
     response: _Reply | None = None
 
 
+class _Event(msgspec.Struct):
+    type: str = ""
+
+
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
+_LAST_OF_RESPONSES = frozenset({"response.completed", "response.failed", "response.incomplete", "error"})
 
 
 async def forward(path: str, request: Request, ask: Forward, *, record: Record, fail: Fail, start: Start) -> Forwarded:
@@ -71,7 +77,8 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
         usage = usage_in(reply.body or b"", time.perf_counter() - started)
         await record(_answer(reply, usage), None)
     else:
-        reply.pieces = _metered(reply, reply.pieces, started, record, fail, start)
+        ends = _ENDS.get(path.partition("?")[0])
+        reply.pieces = _metered(reply, reply.pieces, ends, started, record, fail, start)
     return reply
 
 
@@ -104,10 +111,27 @@ def usage_in(body: bytes, seconds: float) -> Usage:
     )
 
 
+def _ends_responses(event: bytes) -> bool:
+    try:
+        return _decode_event(event_data(event)).type in _LAST_OF_RESPONSES
+    except NOT_JSON:
+        return False
+
+
+_ENDS: dict[str, Callable[[bytes], bool]] = {"/completions": is_end, "/responses": _ends_responses}
+"""The last event of a stream, by path. One that ends without was cut."""
+
+
 async def _metered(
-    reply: Forwarded, pieces: AsyncIterator[bytes], started: float, record: Record, fail: Fail, start: Start
+    reply: Forwarded,
+    pieces: AsyncIterator[bytes],
+    ends: Callable[[bytes], bool] | None,
+    started: float,
+    record: Record,
+    fail: Fail,
+    start: Start,
 ) -> AsyncIterator[bytes]:
-    """The stream's events; the end mark, or else the end itself, waits for the row."""
+    """The stream's events; the last one (as `ends` tells), or else the end itself, waits for the row."""
     first_s: float | None = None
     usage, written, sent = Usage(), False, 0
 
@@ -123,9 +147,11 @@ async def _metered(
             first_s = time.perf_counter() - started if first_s is None else first_s
             if b'"usage"' in event and (told := usage_in(event_data(event), 0.0)) != Usage():
                 usage = told
-            if event == DONE:
+            if not written and ends is not None and ends(event):
                 await write()
             yield event
+        if not written and ends is not None:
+            raise UpstreamGarbled(f"{reply.by} ended its stream before the answer was whole")
         if not written:
             await write()
     except UpstreamError as error:
