@@ -57,6 +57,13 @@ def test_few_different_answers_are_labels_whatever_they_look_like() -> None:
         assert rule_of(found) == EXACT
 
 
+@pytest.mark.parametrize("name", ["LABEL_{}", "Q{}", "intent {}", "class-{}", "#{}", "第{}类"])
+def test_numbers_in_names_are_labels(name: str) -> None:
+    found = shape_of(lambda text, city, draw: name.format(draw.randrange(40)), count=1000)
+    assert isinstance(found, Label)
+    assert len(found.labels) == 40
+
+
 def test_many_numbers_are_a_range_and_codes_are_labels() -> None:
     stars = shape_of(lambda text, city, draw: f"{draw.randrange(0, 101)} %")
     assert isinstance(stars, Number)

@@ -117,6 +117,23 @@ def test_json_answers(tmp_path: Path, key: SigningKey) -> None:
     assert answer == {"subject": "money", "ticket": "1234"}
 
 
+def test_numbers_are_labels_where_the_big_model_says_so(tmp_path: Path, key: SigningKey) -> None:
+    """The 20 numbers fill their range: only the list of labels, or probabilities, tell that they are names."""
+
+    def number(text: str) -> str:
+        return str(int(text.rpartition(" ")[2]) % 20)
+
+    texts = [f"please open drawer {drawer}" for drawer in range(400)]
+    given = Rows(texts=texts, told=[None] * 400)
+    listed = open_teacher(number, TeacherOptions(name="a", labels=tuple(map(str, range(20)))))
+    soft = open_teacher(lambda text: (number(text), {number(text): 1.0}), TeacherOptions(name="b"))
+    plain = open_teacher(number, TeacherOptions(name="c"))
+    for name, teacher, rule in (("a", listed, "exact"), ("b", soft, "exact"), ("c", plain, "number")):
+        goal = Goal(keep=0.0, trials=1)
+        made = craft(teacher, given, order(tmp_path, name, goal=goal), key)
+        assert made.card.agreement_rule["type"] == rule
+
+
 def test_few_answers_give_an_expert_that_says_it_is_not_proven(tmp_path: Path, key: SigningKey) -> None:
     notes = Notes()
     teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))

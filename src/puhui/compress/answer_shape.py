@@ -7,7 +7,8 @@ copied from the input, or a JSON object with fields of such kinds. Everything el
 Kinds overlap, and what promises more is preferred. Few different answers are labels, whatever they look like:
 agreement on them is exact. Whole records and sets count as labels as well where there are hardly more of them
 than there are parts (a field that follows from another adds nothing). Many different numbers are a range where
-they fill it, and labels where they are codes.
+they fill it, and labels where they are codes: `LABEL_7` is a name. Numbers alone, 0 to 39 say, may be either; who
+knows that they are labels need not look for a shape.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ FEWEST_LISTS = 0.05
 SEPARATORS = ("\n", ";", "|", ",", "、", "，", "；")
 FILLED = 0.5
 """Share of a range's steps that must have been said for its numbers to be one, not codes."""
+BEFORE_CODES = ("_", "-", "#")
+"""A number after one of these, or after a letter, is a name's: LABEL_7, Q7, intent 7."""
 
 
 class Label(msgspec.Struct, frozen=True, tag="label"):
@@ -259,7 +262,9 @@ def _number(answers: Sequence[str], labels: tuple[str, ...] | None) -> Number | 
     low, high = np.quantile(values, [RARE, 1.0 - RARE]).tolist()
     if not 0.0 < high - low < np.inf:
         return None
-    if labels is not None:  # so few that they may be codes: do they fill their range?
+    if labels is not None:  # so few that they may be codes: are they names, or do they not fill their range?
+        if (last := around[0].rstrip()[-1:]).isalpha() or last in BEFORE_CODES:
+            return None
         said = np.unique(values[(values >= low) & (values <= high)])
         if len(said) < FILLED * ((high - low) / np.diff(said).min() + 1.0):
             return None

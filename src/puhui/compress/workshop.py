@@ -142,11 +142,9 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     if order.out.exists():
         raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
     texts, told, left = _answered(teacher, rows, order, watcher)
-    answers = [one.answer for one in told]
     ceiling = _ceiling(teacher, texts, order, watcher)
     parts = _parts(len(texts), order, watcher)
-    # The shape is that of the rows that teach: what is proven by the others must not depend on them.
-    shape = find_shape([texts[row] for row in parts[0]], [answers[row] for row in parts[0]]) or _few_labels(answers)
+    shape = _shape(teacher, texts, told, parts[0])
     added = _added(teacher, [texts[row] for row in parts[0]], msgspec.structs.replace(order, budget=left), watcher)
     material = _material([*texts, *added], [*told, *added.values()], shape, _others(order.unlabelled, texts))
     parts[0].extend(range(len(texts), len(material.texts)))
@@ -247,8 +245,17 @@ def _ceiling(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watc
     return Ceiling(found.share, found.low, found.high, found.rows)
 
 
-def _few_labels(answers: Sequence[str]) -> Shape:
-    """Labels, where there are too few rows to be certain of it. LearningError where an expert can learn nothing."""
+def _shape(teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teaching: Sequence[int]) -> Shape:
+    """Labels where the big model has a list of them or tells their probabilities, whatever they look like; else what
+    the answers that teach look like: what is proven by the others must not depend on them."""
+    if teacher.labels or any(one.probabilities is not None for one in told):
+        return _labels([one.answer for one in told])
+    found = find_shape([texts[row] for row in teaching], [told[row].answer for row in teaching])
+    return found or _labels([one.answer for one in told])
+
+
+def _labels(answers: Sequence[str]) -> Label:
+    """The answers as labels, those said once left out. LearningError where an expert can learn nothing of them."""
     counts = check_answers(answers)
     return Label(tuple(answer for answer, count in counts.most_common() if count > 1))
 
