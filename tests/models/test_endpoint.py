@@ -74,6 +74,17 @@ async def test_a_model_that_refuses_likelihoods_is_asked_for_them_once() -> None
     assert ["logprobs" in body for body in model.bodies] == [True, False, False, False]
 
 
+async def test_whether_likelihoods_are_told_is_the_models_own_where_any_name_passes() -> None:
+    model = BigModel(logprobs=None)
+    with serving(model.app) as url:
+        async with endpoint(f"{url}/v1") as big:
+            await big(ask(alternatives=True))
+            model.logprobs = True
+            other = msgspec.structs.replace(ask(alternatives=True), model="another")
+            assert (await big(other)).alternatives
+            assert not (await big(ask(alternatives=True))).alternatives
+
+
 async def test_a_request_that_is_refused_for_another_reason_costs_no_likelihoods() -> None:
     model = BigModel(logprobs=True)
     with serving(model.app) as url:

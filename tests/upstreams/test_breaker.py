@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puhui.upstreams.breaker import LEAST_FAILURES, LONGEST_OPEN_S, OPEN_S, WITHIN_S, Breaker
+from puhui.upstreams.breaker import LEAST_FAILURES, LONGEST_OPEN_S, MOST_MODELS, OPEN_S, WITHIN_S, Breaker, Breakers
 
 
 class Clock:
@@ -143,3 +143,30 @@ def test_it_never_sticks(happenings: list[str]) -> None:
     clock.now += LONGEST_OPEN_S
     breaker.succeeded(admitted(breaker))
     assert breaker.state == "closed"
+
+
+def test_each_model_has_its_own_and_the_best_of_late_speaks_for_all() -> None:
+    clock = Clock()
+    breakers = Breakers(clock=clock)
+    assert breakers.best.state == "closed"
+    for _ in range(LEAST_FAILURES):
+        breaker = breakers.of("broken")
+        breaker.failed(admitted(breaker), wait_s=LONGEST_OPEN_S)
+    assert breakers.best.state == breakers.of("broken").state == "open"
+    assert breakers.of("sound").state == breakers.best.state == "closed"
+    clock.now += WITHIN_S / 2
+    assert breakers.of("broken").state == "open"
+    clock.now += WITHIN_S / 2 - 1.0
+    assert breakers.best.state == "closed"
+    clock.now += 0.5 + WITHIN_S / 2
+    breakers.of("broken").failed(admitted(breakers.of("broken")))
+    assert breakers.best.state == "open"  # nobody has asked for the sound one for a minute
+
+
+def test_names_that_callers_make_up_are_forgotten_again() -> None:
+    breakers = Breakers(clock=Clock())
+    first, kept = breakers.of("first"), breakers.of("kept")
+    for number in range(MOST_MODELS):
+        breakers.of(f"made up {number}")
+        assert breakers.of("kept") is kept
+    assert breakers.of("first") is not first

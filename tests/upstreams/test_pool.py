@@ -12,6 +12,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
 from upstreams_made import Moody, ask
 
 from puhui.core.answer import Answer
@@ -253,6 +257,26 @@ async def test_one_that_has_enough_for_now_is_asked_last() -> None:
             await opened(ask())
         assert not opened.state()[0]["rests"]
     assert len(busy.bodies) > 2
+
+
+async def test_one_models_failures_do_not_stop_others_behind_the_same_url() -> None:
+    broken, sound = Moody(then=500), Moody()
+
+    async def either(http: HttpRequest) -> Response:
+        asked = msgspec.json.decode(await http.body())["model"]
+        return await (broken if asked == "broken" else sound)._chat(http)
+
+    with serving(Starlette(routes=[Route("/v1/chat/completions", either, methods=["POST"])])) as url:
+        opened = Pool([UpstreamSettings(ref=f"{url}/v1", retries=0)], policy=QUICK)
+        for _ in range(LEAST_FAILURES):
+            with pytest.raises(UpstreamRefused):
+                await opened(ask(model="broken"))
+        with pytest.raises(UpstreamUnavailable, match="left alone"):
+            await opened(ask(model="broken"))
+        assert (await opened(ask(model="sound"))).text == "HELLO"
+        assert opened.state()[0]["breaker"] == "closed"
+        await opened.close()
+    assert len(broken.bodies) == LEAST_FAILURES
 
 
 async def test_a_stream_that_breaks_off_is_never_begun_anew() -> None:

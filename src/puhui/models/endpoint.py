@@ -20,6 +20,8 @@ from puhui.models.wire import DONE, NOT_JSON, Completion, decode_completion, eve
 
 TOP_LOGPROBS = 20
 READ_OUT_S = 0.05
+MOST_NAMES = 256
+"""Of models that refuse log-probabilities; where callers choose the names, there may be any number."""
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -78,7 +80,7 @@ class Endpoint:
         _check_url(url)
         self.model = model
         self._link = Link(url, key=key, pass_key=pass_key, timeouts=timeouts)
-        self._alternatives = True
+        self._tell_none: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, model={self.model!r})"
@@ -104,15 +106,18 @@ class Endpoint:
         """
         if request.stream:
             return await self._stream(request)
-        wanted = request.alternatives and self._alternatives
+        name = self._name(request)
+        wanted = request.alternatives and name not in self._tell_none
         try:
             return await self._whole(request, wanted)
         except UpstreamRefused as error:
             if not (wanted and error.status in (400, 422)):
                 raise
-        # Some models refuse log-probabilities: then they are not asked for again.
+        # Some models refuse log-probabilities: then they are not asked for them again.
         answer = await self._whole(request, alternatives=False)
-        self._alternatives = False
+        if len(self._tell_none) >= MOST_NAMES:
+            self._tell_none.clear()
+        self._tell_none.add(name)
         return answer
 
     async def forward(self, path: str, request: Request) -> Forwarded:

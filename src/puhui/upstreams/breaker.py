@@ -10,13 +10,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
+
+State: TypeAlias = Literal["closed", "half-open", "open"]
+WORSE_LATER: tuple[State, ...] = get_args(State)
 
 WINDOW = 20
 LEAST_FAILURES = 5
 FAILURE_SHARE = 0.5
 WITHIN_S = 60.0
 OPEN_S, LONGEST_OPEN_S = 5.0, 60.0
+MOST_MODELS = 256
+"""Whose breakers an endpoint keeps where callers choose the names."""
 
 
 class Breaker:
@@ -35,7 +40,7 @@ class Breaker:
         self._probing = False
 
     @property
-    def state(self) -> Literal["closed", "open", "half-open"]:
+    def state(self) -> State:
         """`half-open` from the time on at which one request may try."""
         if self._until is None:
             return "closed"
@@ -98,3 +103,29 @@ class Breaker:
         self._until = self._clock() + min(max(self._open_s, wait_s), LONGEST_OPEN_S)
         self._ticket += 1
         self._outcomes.clear()
+
+
+class Breakers:
+    """A breaker for each model behind one endpoint: where any name passes, one model's failures are not another's."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asked: dict[str, tuple[Breaker, float]] = {}
+
+    def of(self, model: str) -> Breaker:
+        """The breaker of a model that is asked for now. Of too many, those not asked for longest are forgotten."""
+        breaker, _ = self._asked.pop(model, None) or (Breaker(clock=self._clock), 0.0)
+        if len(self._asked) >= MOST_MODELS:
+            del self._asked[next(iter(self._asked))]
+        self._asked[model] = breaker, self._clock()
+        return breaker
+
+    @property
+    def best(self) -> Breaker:
+        """The one that lets most through, of the models asked for of late: what can be had of the endpoint."""
+        if not self._asked:
+            return Breaker(clock=self._clock)
+        now = self._clock()
+        *_, (latest, _) = self._asked.values()
+        of_late = [breaker for breaker, at in self._asked.values() if now - at <= WITHIN_S]
+        return min(of_late or [latest], key=lambda breaker: (WORSE_LATER.index(breaker.state), breaker.wait_s))

@@ -151,7 +151,7 @@ class Call(Generic[T]):
 
     async def _round(self, rank: Rank, spare: Rank) -> T:
         """Each of a rank is asked once, until one answers; raises the last one's error."""
-        left = deque(_order(rank))
+        left = deque(_order(rank, self._request))
         while True:
             first = left.popleft()
             try:
@@ -167,7 +167,7 @@ class Call(Generic[T]):
         """The next one's answer, while the first is waited for: of this rank, or else of the one below."""
         if left:
             return await self._one(left.popleft())
-        return await self._one(_order(spare)[0])
+        return await self._one(_order(spare, self._request)[0])
 
     async def _one(self, upstream: Upstream) -> T:
         request = self._request
@@ -212,13 +212,13 @@ def _ranks(upstreams: Sequence[Upstream]) -> tuple[Rank, ...]:
     return tuple(tuple(each for each in upstreams if each.settings.rank == number) for number in numbers)
 
 
-def _order(rank: Rank) -> Sequence[Upstream]:
+def _order(rank: Rank, request: Request) -> Sequence[Upstream]:
     """A rank in the order in which it is asked: those that are left alone not at all if there are others."""
     if len(rank) == 1:
         return rank
-    ready = [upstream for upstream in rank if upstream.breaker.may_pass]
+    ready = [upstream for upstream in rank if upstream.breaker_for(request).may_pass]
     if not ready:
-        return (min(rank, key=lambda upstream: upstream.breaker.wait_s),)
+        return (min(rank, key=lambda upstream: upstream.breaker_for(request).wait_s),)
     return sorted(in_turn(ready), key=lambda upstream: upstream.rests)
 
 

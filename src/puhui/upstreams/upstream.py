@@ -10,7 +10,7 @@ from puhui.core.answer import Answer
 from puhui.core.errors import UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
 from puhui.core.request import Request
 from puhui.models.endpoint import Endpoint, Forwarded, open_reference
-from puhui.upstreams.breaker import Breaker
+from puhui.upstreams.breaker import Breaker, Breakers
 from puhui.upstreams.recent import Recent
 from puhui.upstreams.retry import wait_asked_s
 from puhui.upstreams.upstream_settings import UpstreamSettings, is_on_site
@@ -21,7 +21,7 @@ LONGEST_REST_S = 60.0
 
 
 class Upstream:
-    """An answerer around an endpoint, with a breaker. `requests` and `errors` count what it was asked.
+    """An answerer around an endpoint, with a breaker for each model. `requests` and `errors` count what it was asked.
 
     It fails by not being there, by being late, by rubbish and by a status of 500 and more. A refusal with 4xx is an
     answer; after 429 it rests for as long as it says: others are asked before it.
@@ -35,7 +35,7 @@ class Upstream:
         self.name = self.endpoint.url if self.endpoint.model is None else f"{self.endpoint.model}@{self.endpoint.url}"
         self.weight = settings.weight
         self.on_site = is_on_site(self.endpoint.url) if settings.site is None else settings.site
-        self.breaker = Breaker(clock=clock)
+        self._breakers = Breakers(clock=clock)
         self.whole = Recent(clock=clock)
         self.first_event = Recent(clock=clock)
         self.requests = self.errors = 0
@@ -57,6 +57,10 @@ class Upstream:
         """Whether it asked to be spared for now."""
         return self._rests_until > 0.0 and self._clock() < self._rests_until
 
+    def breaker_for(self, request: Request) -> Breaker:
+        """The breaker of the model that the request would get here."""
+        return self._breakers.of("" if self.endpoint.model is not None else request.model)
+
     def taken_s(self, share: float, *, stream: bool) -> float | None:
         """The quantile of how long its latest answers took (streams: until their first event), if it is known."""
         return (self.first_event if stream else self.whole).quantile(share)
@@ -64,8 +68,8 @@ class Upstream:
     async def __call__(self, request: Request) -> Answer:
         """The endpoint's answer."""
         started = time.perf_counter()
-        ticket = self._admit()
-        answer = await self._watched(ticket, request, self.endpoint(request))
+        breaker = self.breaker_for(request)
+        answer = await self._watched(breaker, self._admit(breaker), request, self.endpoint(request))
         recent = self.whole if answer.pieces is None else self.first_event
         recent.add(time.perf_counter() - started)
         if self.settings.price_in is not None or self.settings.price_out is not None:
@@ -74,11 +78,12 @@ class Upstream:
 
     async def forward(self, path: str, request: Request) -> Forwarded:
         """The endpoint's reply to a request that passes as it is."""
-        ticket = self._admit()
-        return await self._watched(ticket, request, self.endpoint.forward(path, request))
+        breaker = self.breaker_for(request)
+        return await self._watched(breaker, self._admit(breaker), request, self.endpoint.forward(path, request))
 
     def state(self) -> dict[str, Any]:
         """Its health, for people and pages."""
+        breaker = self._breakers.best
         seconds = {
             "p50_ms": self.whole.quantile(0.5),
             "p95_ms": self.whole.quantile(0.95),
@@ -90,61 +95,61 @@ class Upstream:
             "rank": self.settings.rank,
             "weight": self.weight,
             "site": self.on_site,
-            "breaker": self.breaker.state,
-            "retry_in_s": round(self.breaker.wait_s, 3),
+            "breaker": breaker.state,
+            "retry_in_s": round(breaker.wait_s, 3),
             "rests": self.rests,
             "requests": self.requests,
             "errors": self.errors,
             "last_error": self.last_error,
         } | {name: None if value is None else round(1000.0 * value, 3) for name, value in seconds.items()}
 
-    def _admit(self) -> int:
-        ticket = self.breaker.admit()
+    def _admit(self, breaker: Breaker) -> int:
+        ticket = breaker.admit()
         if ticket is None:
             raise UpstreamUnavailable(
                 f"{self.name} failed too often of late and is left alone for now; its last error: {self.last_error}",
-                retry_after_s=self.breaker.wait_s,
+                retry_after_s=breaker.wait_s,
             )
         self.requests += 1
         return ticket
 
-    async def _watched(self, ticket: int, request: Request, asked: Awaitable[T]) -> T:
+    async def _watched(self, breaker: Breaker, ticket: int, request: Request, asked: Awaitable[T]) -> T:
         try:
             reply = await asked
         except UpstreamError as error:
-            self._note(ticket, request, error)
+            self._note(breaker, ticket, request, error)
             raise
         except BaseException:
-            self.breaker.undecided(ticket)
+            breaker.undecided(ticket)
             raise
         if reply.pieces is None:
-            self.breaker.succeeded(ticket)
+            breaker.succeeded(ticket)
             return reply
-        if self.breaker.state != "closed":  # to try is to begin: others need not wait for the end of a long stream
-            self.breaker.succeeded(ticket)
-        reply.pieces = self._watched_pieces(ticket, request, reply.pieces)
+        if breaker.state != "closed":  # to try is to begin: others need not wait for the end of a long stream
+            breaker.succeeded(ticket)
+        reply.pieces = self._watched_pieces(breaker, ticket, request, reply.pieces)
         return reply
 
     async def _watched_pieces(
-        self, ticket: int, request: Request, pieces: AsyncIterator[bytes]
+        self, breaker: Breaker, ticket: int, request: Request, pieces: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
         try:
             async for piece in pieces:
                 yield piece
         except UpstreamError as error:
-            self._note(ticket, request, error)
+            self._note(breaker, ticket, request, error)
             raise
-        self.breaker.succeeded(ticket)
+        breaker.succeeded(ticket)
 
-    def _note(self, ticket: int, request: Request, error: UpstreamError) -> None:
+    def _note(self, breaker: Breaker, ticket: int, request: Request, error: UpstreamError) -> None:
         self.errors += 1
         self.last_error = str(error)
         wait_s = min(wait_asked_s(error) or 0.0, LONGEST_REST_S)
         if isinstance(error, UpstreamRefused) and error.status < 500:
-            self.breaker.succeeded(ticket)
+            breaker.succeeded(ticket)
             if error.status == 429 and self.endpoint.has_key:  # else it is that one caller who asked too much
                 self._rests_until = self._clock() + wait_s
         elif isinstance(error, UpstreamTimeout) and request.needs.latency_ms is not None:
-            self.breaker.undecided(ticket)  # it was the caller's hurry
+            breaker.undecided(ticket)  # it was the caller's hurry
         else:
-            self.breaker.failed(ticket, wait_s=wait_s)
+            breaker.failed(ticket, wait_s=wait_s)
