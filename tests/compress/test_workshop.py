@@ -15,7 +15,8 @@ from puhui.compress.answer_shape import Label
 from puhui.compress.profiles import Profile
 from puhui.compress.recipes import Material
 from puhui.compress.search import Goal, Search
-from puhui.compress.workshop import Order, Watcher, base_for, craft, open_rows
+from puhui.compress.watcher import Watcher
+from puhui.compress.workshop import Order, base_for, craft, open_rows
 from puhui.core.errors import LearningError, SettingsError
 from puhui.models.encoder import packaged_encoder
 from puhui.teachers.asking import Budget
@@ -33,11 +34,11 @@ class Notes(Watcher):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.asked_for: list[int] = []
+        self.estimates: list[Estimate] = []
         self.ceilings: list[SelfAgreement] = []
 
     def estimated(self, found: Estimate) -> None:
-        self.asked_for.append(found.to_ask)
+        self.estimates.append(found)
 
     def contradicts(self, found: SelfAgreement) -> None:
         self.ceilings.append(found)
@@ -99,7 +100,6 @@ def test_answers_that_are_known_are_not_asked(tmp_path: Path, key: SigningKey) -
     texts = sample.questions(600, seed=4)
     known = Rows(texts=texts, told=[Told(answer=sample.subject_of(text)) for text in texts], read=600)
     teacher = open_teacher(lambda _: pytest.fail("it was asked"), TeacherOptions(name="never"))
-    teacher.deterministic = True
     made = craft(teacher, known, order(tmp_path), key)
     assert made.card.ceiling is None
     assert made.card.agreement > 0.95
@@ -272,18 +272,26 @@ def test_experts_start_from_the_big_model_where_it_is_an_encoder(tmp_path: Path,
     assert made.card.lineage[0].name == "big-bert"
 
 
-def test_added_texts_are_asked_within_the_budget(tmp_path: Path, key: SigningKey, big: BigModel) -> None:
+def test_one_budget_pays_for_all_that_is_asked(tmp_path: Path, key: SigningKey, big: BigModel) -> None:
+    """Probes, answers, second answers, paraphrases and the answers to them."""
     big.rule = paraphrasing
     teacher, notes = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(parallel=1)), Notes()
-    teacher.deterministic = True
-    # Probes for estimates are asked in any case, eight each time, and are known when the rest is asked.
-    bound = order(tmp_path, augment=80, budget=Budget(requests=92 + 12 + 30))
+    bound = order(tmp_path, augment=80, budget=Budget(requests=100 + 100 + 20 + 30))
     made = craft(teacher, rows(100), bound, key, notes)
-    assert len(big.bodies) == 100 + 20 + 8 + 30
+    assert len(big.bodies) == 100 + 100 + 20 + 30
     assert made.card.data is not None
-    assert made.card.data.rows == 100 + 38
-    assert "asking ended early: the budget of 30 requests is spent; 38 of 80 texts have an answer" in notes.notes
-    assert notes.asked_for == [92, 12, 72]
+    assert made.card.data.rows == 100 + 30
+    assert "asking ended early: the budget of 250 requests is spent; 30 of 80 texts have an answer" in notes.notes
+    assert [(one.to_ask, one.repeats, one.more) for one in notes.estimates] == [(92, 100, 100), (12, 0, 80), (72, 0, 0)]
+
+
+def test_where_the_budget_is_spent_nothing_is_asked_twice(tmp_path: Path, key: SigningKey, big: BigModel) -> None:
+    big.rule, notes = sample.subject_of, Notes()
+    teacher = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(parallel=1))
+    made = craft(teacher, rows(100), order(tmp_path, budget=Budget(requests=100)), key, notes)
+    assert len(big.bodies) == 100
+    assert made.card.ceiling is None
+    assert any("asked nothing twice, as the budget is spent" in note for note in notes.notes)
 
 
 def test_fewer_can_be_made_than_are_wanted(tmp_path: Path, key: SigningKey) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from puhui.core.errors import SettingsError
 from puhui.models.span_words import find_words
-from puhui.teachers.asking import Budget, ask_all
+from puhui.teachers.asking import Budget, Purse, ask_all
 from puhui.teachers.paraphrase import TIMES_LONGER, lines_of, paraphrases, recombined, writer
 from puhui.teachers.teacher import TeacherOptions
 from puhui.teachers.teachers import open_teacher
@@ -117,9 +117,12 @@ def test_a_paraphrase_that_is_another_text_is_not_new(big: BigModel, tmp_path: P
 def test_a_budget_ends_it_and_the_next_run_goes_on(big: BigModel, tmp_path: Path) -> None:
     big.rule = writes
     teacher = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(parallel=1))
-    first = paraphrases(teacher, TEXTS, each=1, folder=tmp_path, budget=Budget(requests=2))
+    purse = Purse(Budget(requests=2, seconds=600.0))
+    first = paraphrases(teacher, TEXTS, each=1, folder=tmp_path, budget=purse)
     assert (len(first.texts), first.asked.stopped) == (2, "the budget of 2 requests is spent")
-    assert Budget(requests=5, money=1.0, seconds=0.0).after(first.asked) == Budget(requests=3, money=1.0, seconds=0.0)
+    assert purse.left.requests == 0
+    assert 590.0 < (purse.left.seconds or 0.0) < 600.0
+    assert not paraphrases(teacher, TEXTS, each=2, folder=tmp_path, budget=purse).texts
     second = paraphrases(teacher, TEXTS, each=1, folder=tmp_path)
     assert (len(second.texts), len(big.bodies)) == (3, 3)
 

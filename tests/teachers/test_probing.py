@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_teacher import Plain, failing, refused
 
 from puhui.core.errors import LearningError
-from puhui.teachers.asking import ask_all
+from puhui.teachers.asking import Budget, Purse, ask_all
 from puhui.teachers.probing import SelfAgreement, estimate, self_agreement
 
 
@@ -47,6 +47,7 @@ def test_a_teacher_that_contradicts_itself(tmp_path: Path) -> None:
     fickle = Plain(lambda text: text if len(text) > 1 else f"{text} {fickle.asked[text]}")
     texts = [*(str(number) for number in range(10)), *(f"long {number}" for number in range(30))]
     found = self_agreement(fickle, texts, folder=tmp_path)
+    assert found is not None
     assert (found.rows, found.equal, found.share) == (40, 30, 0.75)
     assert found.ceiling == pytest.approx(0.75**0.5)
     assert max(fickle.asked.values()) == 2
@@ -58,13 +59,35 @@ def test_a_teacher_that_contradicts_itself(tmp_path: Path) -> None:
 
 def test_a_teacher_that_agrees_with_itself(tmp_path: Path) -> None:
     found = self_agreement(Plain(), [str(number) for number in range(300)], folder=tmp_path, rows=100)
+    assert found is not None
     assert (found.rows, found.equal, found.share, found.ceiling, found.high) == (100, 100, 1.0, 1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 100), abs=1e-9)  # Clopper and Pearson, by hand
 
 
 def test_self_agreement_needs_answers(tmp_path: Path) -> None:
-    with pytest.raises(LearningError, match="answered none of 1 texts twice"):
-        self_agreement(Plain(failing(99, refused(400))), ["a"], folder=tmp_path)
+    assert self_agreement(Plain(failing(99, refused(400))), ["a"], folder=tmp_path) is None
+
+
+def test_one_purse_pays_for_probes_answers_and_repeats(tmp_path: Path) -> None:
+    texts, purse, teacher = [str(number) for number in range(20)], Purse(Budget(requests=26)), Plain()
+    forecast = estimate(teacher, texts, folder=tmp_path, budget=purse, repeats=100, more=5)
+    assert (forecast.probed, forecast.to_ask, forecast.repeats, forecast.more) == (8, 12, 20, 5)
+    assert forecast.tokens_in == (12 + 20 + 5) * 2
+    assert purse.left.requests == 18
+    ask_all(teacher, texts, folder=tmp_path, budget=purse)
+    found = self_agreement(teacher, texts, folder=tmp_path, budget=purse)
+    assert found is not None
+    assert found.rows == 6
+    assert teacher.asked.total() == 26
+    assert estimate(teacher, texts, folder=tmp_path, repeats=20).repeats == 14
+    assert self_agreement(teacher, ["new"], folder=tmp_path, budget=purse) is None
+    assert ask_all(teacher, ["new"], folder=tmp_path, budget=purse).stopped == "the budget of 26 requests is spent"
+
+
+def test_an_estimate_without_a_budget_asks_nothing(tmp_path: Path) -> None:
+    teacher = Plain()
+    assert estimate(teacher, ["a"], folder=tmp_path, budget=Budget(requests=0)).cost is None
+    assert not teacher.asked
 
 
 @given(st.lists(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5).filter(any), min_size=1, max_size=8))

@@ -11,7 +11,8 @@ from rich.table import Table
 from puhui.bundles.card import on_front
 from puhui.compress.recipes import Recipe
 from puhui.compress.search import Candidate
-from puhui.compress.workshop import Made, Watcher
+from puhui.compress.watcher import Watcher
+from puhui.compress.workshop import Made
 from puhui.teachers.asking import AskProgress
 from puhui.teachers.probing import Estimate, SelfAgreement
 
@@ -48,12 +49,14 @@ class View(Watcher):
     def estimated(self, found: Estimate) -> None:
         """Says what asking will take; asks whether to go on where it costs money."""
         cost = "at an unknown price" if found.cost is None else f"about ${found.cost:.2f}"
-        if not found.to_ask:
+        if not found.to_ask + found.repeats + found.more:
             self.note(f"All {found.distinct:,} answers are known from an earlier run.")
             return
+        twice = f", {found.repeats:,} a second time" if found.repeats else ""
+        more = f", and {found.more:,} requests at most for texts to add" if found.more else ""
         self.note(
-            f"To ask: {found.to_ask:,} of {found.distinct:,} texts, {found.tokens_in + found.tokens_out:,} tokens, "
-            f"{cost}, about {_time(found.seconds)}."
+            f"To ask: {found.to_ask:,} of {found.distinct:,} texts{twice}{more}; "
+            f"{found.tokens_in + found.tokens_out:,} tokens, {cost}, about {_time(found.seconds)}."
         )
         if self._ask and self._console.is_terminal and found.cost != 0.0:
             self._live.stop()

@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -26,9 +25,11 @@ from puhui.bundles.model_card import render_model_card
 from puhui.cascade.agreement import agreements
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
 from puhui.compress.answer_shape import Label, Shape, find_shape, rule_of
+from puhui.compress.inquiry import Inquiry, others
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
-from puhui.compress.recipes import Kitchen, Material, Recipe, StaticRecipe
+from puhui.compress.recipes import Kitchen, Material, StaticRecipe
 from puhui.compress.search import Candidate, Found, Goal, Search, nearest
+from puhui.compress.watcher import Watcher
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
 from puhui.models.encoder import packaged_encoder
@@ -36,40 +37,15 @@ from puhui.models.expert_cascade import CascadeModel
 from puhui.models.family import ExpertModel
 from puhui.models.onnx_encoder import EncoderModel
 from puhui.store.database import open_store
-from puhui.teachers.asking import Asked, AskProgress, Budget, ask_all, soften
+from puhui.teachers.asking import Budget, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
-from puhui.teachers.paraphrase import paraphrases, recombined, writer
-from puhui.teachers.probing import Estimate, SelfAgreement, estimate, self_agreement
+from puhui.teachers.probing import SelfAgreement
 from puhui.teachers.teacher import CanWrite, IsEncoder, Teacher, Told
 from puhui.trust.keys import SigningKey
 
 CALIBRATING, JUDGING = 0.25, 0.15
 MOST_CALIBRATING, MOST_JUDGING = 4000, 2000
 LEAST_TAUGHT = 20
-LEAST_EACH, MOST_EACH = 4, 20
-"""Paraphrases asked for in one request: fewer cost more, and more of one text teach less than those of another."""
-
-
-class Watcher:
-    """Is told how the work goes on. Every method does nothing here: override what should be shown."""
-
-    def estimated(self, found: Estimate) -> None:
-        """Before each round of asking the big model. Raising here ends the work before it has cost anything more."""
-
-    def asked(self, progress: AskProgress) -> None:
-        """As answers come."""
-
-    def contradicts(self, found: SelfAgreement) -> None:
-        """A big model that may answer differently each time was asked twice."""
-
-    def building(self, recipe: Recipe, share: float) -> None:
-        """A candidate is being built, `share` of it is done."""
-
-    def judged(self, candidate: Candidate) -> None:
-        """A candidate was judged."""
-
-    def note(self, text: str) -> None:
-        """Something that people should know."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,12 +117,13 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     watcher = watcher or Watcher()
     if order.out.exists():
         raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
-    texts, told, left = _answered(teacher, rows, order, watcher)
-    ceiling = _ceiling(teacher, texts, order, watcher)
+    inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
+    texts, told = inquiry.answers(rows)
+    ceiling = inquiry.self_agreement()
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
-    added = _added(teacher, [texts[row] for row in parts[0]], msgspec.structs.replace(order, budget=left), watcher)
-    material = _material([*texts, *added], [*told, *added.values()], shape, _others(order.unlabelled, texts))
+    added = inquiry.added([texts[row] for row in parts[0]])
+    material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
     search = Search(
@@ -165,84 +142,11 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     if added:
         how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
         order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
-    return _sealed(model, chosen, found, sample, material, ceiling, teacher, order, key)
+    return _sealed(model, chosen, found, sample, material, _ceiling_of(ceiling), teacher, order, key)
 
 
-def _answered(teacher: Teacher, rows: Rows, order: Order, watcher: Watcher) -> tuple[list[str], list[Told], Budget]:
-    """Texts with what the teacher told of them, the file's own answers included, and what is left of the budget."""
-    left = order.budget
-    known = {number: one for number, one in enumerate(rows.told) if one is not None}
-    open_rows = [number for number in range(len(rows.texts)) if number not in known]
-    if open_rows:
-        asked_texts = [rows.texts[number] for number in open_rows]
-        asked = _asked(teacher, asked_texts, order, watcher)
-        known |= {number: one for number, one in zip(open_rows, asked.told, strict=True) if one is not None}
-        left = left.after(asked)
-    numbers = sorted(known)
-    return [rows.texts[number] for number in numbers], [known[number] for number in numbers], left
-
-
-def _asked(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watcher) -> Asked:
-    folder = order.work / "answers"
-    watcher.estimated(estimate(teacher, texts, folder=folder))
-    asked = ask_all(teacher, texts, folder=folder, budget=order.budget, progress=watcher.asked)
-    _note_of(asked, watcher)
-    return asked
-
-
-def _note_of(asked: Asked, watcher: Watcher) -> None:
-    """Says what was not told, and why."""
-    if asked.stopped:
-        told = sum(one is not None for one in asked.told)
-        watcher.note(f"asking ended early: {asked.stopped}; {told} of {len(asked.told)} texts have an answer")
-    for why, count in asked.refused.items():
-        watcher.note(f"{count} texts were refused by the big model: {why}")
-
-
-def _added(teacher: Teacher, taught: Sequence[str], order: Order, watcher: Watcher) -> dict[str, Told]:
-    """Up to `order.augment` texts made of those that teach, with what the teacher told of them.
-
-    They are compared with the texts that teach and no others: what is proven by the rest must not depend on it.
-    """
-    if not order.augment:
-        return {}
-    if isinstance(teacher, CanWrite):
-        made, left = _paraphrased(teacher, taught, order, watcher)
-    else:
-        made, left = recombined(taught, count=order.augment, seed=order.seed), order.budget
-    if len(made) < order.augment:
-        watcher.note(f"{order.augment} texts were to be added, but only {len(made)} different ones could be made")
-    if not made:
-        return {}
-    asked = _asked(teacher, made, msgspec.structs.replace(order, budget=left), watcher)
-    return {text: one for text, one in zip(made, asked.told, strict=True) if one is not None}
-
-
-def _paraphrased(teacher: Teacher, taught: Sequence[str], order: Order, watcher: Watcher) -> tuple[list[str], Budget]:
-    """Paraphrases of a random part of the texts, as many as are wanted, and what is left of the budget."""
-    distinct = [text for text in dict.fromkeys(taught) if text.strip()]
-    each = min(MOST_EACH, max(LEAST_EACH, math.ceil(order.augment / max(1, len(distinct)))))
-    drawn = np.random.default_rng(order.seed).permutation(len(distinct))[: math.ceil(order.augment / each)]
-    texts, folder = [distinct[number] for number in drawn], order.work / "answers"
-    watcher.estimated(estimate(writer(teacher, each), texts, folder=folder))
-    found = paraphrases(teacher, texts, each=each, folder=folder, budget=order.budget, progress=watcher.asked)
-    _note_of(found.asked, watcher)
-    known = set(taught)
-    return [text for text in found.texts if text not in known][: order.augment], order.budget.after(found.asked)
-
-
-def _others(unlabelled: Iterable[str], texts: Sequence[str]) -> list[str]:
-    """Texts that are not among `texts`: none that judges or calibrates may teach, not even without its answer."""
-    known = set(texts)
-    return [text for text in dict.fromkeys(unlabelled) if text not in known]
-
-
-def _ceiling(teacher: Teacher, texts: Sequence[str], order: Order, watcher: Watcher) -> Ceiling | None:
-    if teacher.deterministic:
-        return None
-    found = self_agreement(teacher, texts, folder=order.work / "answers", seed=order.seed, budget=order.budget)
-    watcher.contradicts(found)
-    return Ceiling(found.share, found.low, found.high, found.rows)
+def _ceiling_of(found: SelfAgreement | None) -> Ceiling | None:
+    return None if found is None else Ceiling(found.share, found.low, found.high, found.rows)
 
 
 def _shape(teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teaching: Sequence[int]) -> Shape:

@@ -54,17 +54,29 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not value >= 0:
                 raise SettingsError(f"the budget's {name} is {value}, but must be 0 or more")
 
-    def after(self, asked: Asked) -> Budget:
+    def after(self, *, tried: int, cost: float, seconds: float) -> Budget:
         """What is left of it.
 
-        >>> Budget(requests=9).after(Asked(told=[], stopped="", refused={}, asked=3, tried=4, cost=0.0, seconds=1.5))
+        >>> Budget(requests=9).after(tried=4, cost=0.0, seconds=1.5)
         Budget(money=None, requests=5, seconds=None)
         """
         return Budget(
-            money=None if self.money is None else max(0.0, self.money - asked.cost),
-            requests=None if self.requests is None else max(0, self.requests - asked.tried),
-            seconds=None if self.seconds is None else max(0.0, self.seconds - asked.seconds),
+            money=None if self.money is None else max(0.0, self.money - cost),
+            requests=None if self.requests is None else max(0, self.requests - tried),
+            seconds=None if self.seconds is None else max(0.0, self.seconds - seconds),
         )
+
+
+class Purse:
+    """One budget for several rounds of asking: each takes what it spends, however it ends, and finds what is `left`."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.whole = self.left = budget or Budget()
+
+
+def purse_of(budget: Budget | Purse | None) -> Purse:
+    """The purse itself, or a new one with that budget."""
+    return budget if isinstance(budget, Purse) else Purse(budget)
 
 
 class AskProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,29 +117,31 @@ def ask_all(
     texts: Sequence[str],
     *,
     folder: Path,
-    budget: Budget | None = None,
+    budget: Budget | Purse | None = None,
     progress: Show | None = None,
     again: int = 0,
 ) -> Asked:
     """Asks `teacher` for every text that it has not told of in `folder` yet; equal texts once.
 
+    A `Purse` as the budget is shared with other calls.
     `again` > 0 asks anew for texts that were asked before, and keeps that apart. Ctrl-C waits 5 seconds at most for
     answers under way, keeps them, and raises KeyboardInterrupt. Raises UpstreamError where the teacher is gone;
     all that was told until then is kept, and the same call goes on from there.
     """
-    return run(_ask_all(teacher, list(map(plain, texts)), folder, budget or Budget(), progress, again))
+    return run(_ask_all(teacher, list(map(plain, texts)), folder, purse_of(budget), progress, again))
 
 
 async def _ask_all(
-    teacher: Teacher, texts: Sequence[str], folder: Path, budget: Budget, progress: Show | None, again: int
+    teacher: Teacher, texts: Sequence[str], folder: Path, purse: Purse, progress: Show | None, again: int
 ) -> Asked:
     with AnswerBook(folder) as book:
         keys = {text: key_of(teacher.digest, text, again) for text in texts}
         found = {text: book.find(key) for text, key in keys.items()}
-        asking = _Asking(teacher, book, keys, found, budget, progress)
+        asking = _Asking(teacher, book, keys, found, purse, progress)
         try:
             await asking.run()
         finally:
+            purse.left = purse.left.after(tried=asking.tried, cost=asking.cost, seconds=asking.seconds)
             await teacher.close()
         return Asked(
             told=[found[text] for text in texts],
@@ -136,7 +150,7 @@ async def _ask_all(
             asked=asking.asked,
             tried=asking.tried,
             cost=asking.cost,
-            seconds=time.monotonic() - asking.started,
+            seconds=asking.seconds,
         )
 
 
@@ -149,11 +163,11 @@ class _Asking:
         book: AnswerBook,
         keys: dict[str, bytes],
         found: dict[str, Told | None],
-        budget: Budget,
+        purse: Purse,
         progress: Show | None,
     ) -> None:
         self._teacher, self._book, self._keys, self._found = teacher, book, keys, found
-        self._budget, self._progress = budget, progress
+        self._budget, self._whole, self._progress = purse.left, purse.whole, progress
         self._waiting = deque(text for text, told in found.items() if told is None)
         self._known = len(found) - len(self._waiting)
         self.started = time.monotonic()
@@ -163,6 +177,11 @@ class _Asking:
         self._over = False
         self.stopped = ""
         self.refused: Counter[str] = Counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.started
 
     async def run(self) -> None:
         """Asks until nothing waits or the budget is spent."""
@@ -206,22 +225,21 @@ class _Asking:
 
     def _within_budget(self, wanted: int) -> int:
         """How many of the wanted texts the budget allows now; says why when it is none."""
-        budget = self._budget
-        if budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
-            self.stopped = f"the budget of {budget.seconds:g} seconds is spent"
+        budget, whole = self._budget, self._whole
+        if budget.seconds is not None and self.seconds >= budget.seconds:
+            self.stopped = f"the budget of {whole.seconds:g} seconds is spent"
             return 0
         if budget.requests is not None:
             wanted = min(wanted, budget.requests - self.tried)
             if wanted <= 0:
-                self.stopped = f"the budget of {budget.requests} requests is spent"
+                self.stopped = f"the budget of {whole.requests} requests is spent"
                 return 0
         if budget.money is not None:
             left = budget.money - self.cost - self._under_way * self._dearest
             wanted = min(wanted, int(left / self._dearest)) if self._dearest else wanted
             if left <= 0 or wanted <= 0:
-                self.stopped = (
-                    f"the next answer could go beyond the budget of {budget.money:g} (spent: {self.cost:.4g})"
-                )
+                spent = (whole.money or 0.0) - budget.money + self.cost
+                self.stopped = f"the next answer could go beyond the budget of {whole.money:g} (spent: {spent:.4g})"
                 return 0
         return wanted
 
@@ -275,9 +293,9 @@ class _Asking:
         """Whether the budget allows another try after `pause` seconds; if not, the run ends."""
         budget, at = self._budget, max(time.monotonic() + pause, self._not_before)
         if budget.seconds is not None and at > self.started + budget.seconds:
-            self.stopped, self._over = f"the budget of {budget.seconds:g} seconds allows no other try", True
+            self.stopped, self._over = f"the budget of {self._whole.seconds:g} seconds allows no other try", True
         elif budget.requests is not None and self.tried + len(texts) > budget.requests:
-            self.stopped, self._over = f"the budget of {budget.requests} requests allows no other try", True
+            self.stopped, self._over = f"the budget of {self._whole.requests} requests allows no other try", True
         return not self._over
 
     def _at_fault(self, error: UpstreamError, attempt: int) -> bool:
@@ -317,7 +335,7 @@ class _Asking:
     def _show(self) -> None:
         if self._progress is None:
             return
-        refused, seconds = self.refused.total(), time.monotonic() - self.started
+        refused, seconds = self.refused.total(), self.seconds
         done = self.asked + refused
         left = len(self._found) - self._known - done
         self._progress(

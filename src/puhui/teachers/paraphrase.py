@@ -19,7 +19,7 @@ import msgspec
 from puhui.core.errors import SettingsError
 from puhui.models.span_words import find_words
 from puhui.teachers.answer_book import plain
-from puhui.teachers.asking import Asked, Budget, Show, ask_all
+from puhui.teachers.asking import Asked, Budget, Purse, Show, ask_all
 from puhui.teachers.teacher import PLACE, CanWrite, Teacher
 
 PROMPT = (
@@ -58,7 +58,7 @@ def paraphrases(
     *,
     each: int,
     folder: Path,
-    budget: Budget | None = None,
+    budget: Budget | Purse | None = None,
     progress: Show | None = None,
 ) -> Paraphrased:
     """Up to `each` paraphrases of every text by a big model that can write; different ones, and none of the texts.

@@ -13,23 +13,27 @@ import msgspec
 from puhui.cascade.guarantee import risk_upper_bound
 from puhui.core.errors import LearningError
 from puhui.teachers.answer_book import AnswerBook, key_of, plain
-from puhui.teachers.asking import Budget, Show, ask_all
+from puhui.teachers.asking import Budget, Purse, Show, ask_all, purse_of
 from puhui.teachers.teacher import Teacher, Told
 
 ENOUGH_KNOWN = 32
+ASKED_TWICE = 100
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What asking will take. `to_ask` of `distinct` texts are still to be asked; the rest is known in the folder.
 
-    `tokens_in`, `tokens_out`, `cost` (USD, None where the price is not known) and `seconds` are for what is still to
-    be asked, from the mean of `sampled` answers, of which `probed` were asked for the estimate and are now known.
+    `repeats` of them are to be asked a second time, and `more` requests at most will follow. `tokens_in`, `tokens_out`,
+    `cost` (USD, None where the price is not known) and `seconds` are for all of these, from the mean of `sampled`
+    answers, of which `probed` were asked for the estimate and are now known.
     """
 
     texts: int
     distinct: int
     known: int
     to_ask: int
+    repeats: int = 0
+    more: int = 0
     sampled: int
     probed: int
     tokens_in: int
@@ -67,33 +71,48 @@ class SelfAgreement(msgspec.Struct, frozen=True, kw_only=True):
         return math.sqrt(self.high)
 
 
-def estimate(teacher: Teacher, texts: Sequence[str], *, folder: Path, probe: int = 8) -> Estimate:
+def estimate(
+    teacher: Teacher,
+    texts: Sequence[str],
+    *,
+    folder: Path,
+    probe: int = 8,
+    budget: Budget | Purse | None = None,
+    repeats: int = 0,
+    more: int = 0,
+) -> Estimate:
     """What asking `teacher` for all the texts will take, from up to `probe` of them, short and long, asked now.
 
-    Where enough answers are known already, nothing is asked. LearningError where the teacher refuses every probe.
+    Where enough answers are known already, nothing is asked. Up to `repeats` of the texts are to be asked twice, and
+    `more` further requests will follow. LearningError where the teacher refuses every probe.
     """
     distinct = list(dict.fromkeys(map(plain, texts)))
     waiting, sample = _split(teacher, distinct, folder)
     probed = 0
     if len(sample) < min(ENOUGH_KNOWN, len(distinct)) and waiting and probe > 0:
-        asked = ask_all(teacher, _of_all_lengths(waiting, probe), folder=folder)
+        asked = ask_all(teacher, _of_all_lengths(waiting, probe), folder=folder, budget=budget)
         sample += [told for told in asked.told if told is not None]
         probed = asked.asked
-        if not sample:
-            raise LearningError(f"{teacher.name} refused every probe: {'; '.join(asked.refused) or asked.stopped}")
+        if not sample and not asked.stopped:
+            raise LearningError(f"{teacher.name} refused every probe: {'; '.join(asked.refused)}")
     left = len(waiting) - probed
+    if repeats:
+        repeats = max(0, min(repeats, len(distinct)) - len(_split(teacher, distinct, folder, again=1)[1]))
+    requests = left + repeats + more
     costs = [told.cost for told in sample if told.cost is not None]
     return Estimate(
         texts=len(texts),
         distinct=len(distinct),
         known=len(distinct) - left,
         to_ask=left,
+        repeats=repeats,
+        more=more,
         sampled=len(sample),
         probed=probed,
-        tokens_in=round(left * _mean([told.tokens_in for told in sample])),
-        tokens_out=round(left * _mean([told.tokens_out for told in sample])),
-        cost=left * _mean(costs) if costs or not left else None,
-        seconds=left * median([told.seconds for told in sample] or [0.0]) / teacher.parallel,
+        tokens_in=round(requests * _mean([told.tokens_in for told in sample])),
+        tokens_out=round(requests * _mean([told.tokens_out for told in sample])),
+        cost=requests * _mean(costs) if costs or not requests else None,
+        seconds=requests * median([told.seconds for told in sample] or [0.0]) / teacher.parallel,
     )
 
 
@@ -102,24 +121,24 @@ def self_agreement(
     texts: Sequence[str],
     *,
     folder: Path,
-    rows: int = 100,
+    rows: int = ASKED_TWICE,
     delta: float = 0.05,
     seed: int = 0,
-    budget: Budget | None = None,
+    budget: Budget | Purse | None = None,
     progress: Show | None = None,
-) -> SelfAgreement:
+) -> SelfAgreement | None:
     """Asks for up to `rows` texts a second time and compares; the interval holds with probability 1 − `delta`.
 
-    First answers come from the folder where they are known, second ones are kept there too. LearningError where no
-    text was answered twice.
+    First answers come from the folder where they are known, second ones are kept there too. None where no text was
+    answered twice: the budget allowed none, or the teacher refused them.
     """
-    distinct = sorted(set(texts))
+    distinct, purse = sorted(set(texts)), purse_of(budget)
     picked = random.Random(seed).sample(distinct, min(rows, len(distinct)))
-    first = ask_all(teacher, picked, folder=folder, budget=budget, progress=progress).told
-    second = ask_all(teacher, picked, folder=folder, budget=budget, progress=progress, again=1).told
+    first = ask_all(teacher, picked, folder=folder, budget=purse, progress=progress).told
+    second = ask_all(teacher, picked, folder=folder, budget=purse, progress=progress, again=1).told
     pairs = [(one, two) for one, two in zip(first, second, strict=True) if one is not None and two is not None]
     if not pairs:
-        raise LearningError(f"{teacher.name} answered none of {len(picked)} texts twice: nothing can be compared")
+        return None
     equal = sum(one.answer == two.answer for one, two in pairs)
     return SelfAgreement(
         rows=len(pairs),
@@ -129,12 +148,12 @@ def self_agreement(
     )
 
 
-def _split(teacher: Teacher, texts: Sequence[str], folder: Path) -> tuple[list[str], list[Told]]:
+def _split(teacher: Teacher, texts: Sequence[str], folder: Path, *, again: int = 0) -> tuple[list[str], list[Told]]:
     """Texts that are still to be asked, and what was told of the others."""
     waiting, known = [], []
     with AnswerBook(folder) as book:
         for text in texts:
-            told = book.find(key_of(teacher.digest, text))
+            told = book.find(key_of(teacher.digest, text, again))
             if told is None:
                 waiting.append(text)
             else:
