@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -128,6 +129,11 @@ def test_any_object_will_do_where_an_object_is_asked_for() -> None:
         {"$ref": "http://127.0.0.1:9/schema.json"},
         {"$ref": "file:///etc/passwd"},
         {"$ref": "#/nowhere"},
+        {"$defs": {"text": {"type": "string"}}, "$ref": "#/$defs/text"},
+        {"$dynamicRef": "#text"},
+        {"type": "string", "unevaluatedItems": True},
+        {"type": "string", "uniqueItems": True},
+        {"type": "string", "description": "x" * 16_000},
         {"type": "string", "pattern": "^(a+)+$"},
         {"type": "string", "format": "email"},
         {"type": 5},
@@ -138,6 +144,29 @@ def test_any_object_will_do_where_an_object_is_asked_for() -> None:
 )
 def test_schemas_that_cannot_be_checked_safely_are_left_to_the_big_model(schema: Any) -> None:
     assert not keeps('"' + "a" * 50 + '!"', **by_schema(schema))
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A schema of references, each of which is followed twice."""
+    both = {f"l{n}": {"allOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 2} for n in range(levels)}
+    return {"$defs": both | {f"l{levels}": {}}, "$ref": "#/$defs/l0"}
+
+
+def unevaluated(levels: int) -> dict[str, Any]:
+    """A schema in which each level looks twice at the next."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"allOf": [schema], "unevaluatedProperties": True}
+    return schema
+
+
+@pytest.mark.parametrize("schema", [doubling(40), unevaluated(40), {"items": {"allOf": [{}] * 3_000}}])
+def test_no_schema_holds_up_the_node(schema: dict[str, Any]) -> None:
+    known = json.dumps([{"a": 1}] * 3_000)
+    started = time.perf_counter()
+    assert not fits(known, asked(**by_schema(schema)).settings, ())
+    assert time.perf_counter() - started < 2.0
+    assert fits(known, asked(**by_schema(schema)).settings, (known,))
 
 
 @pytest.mark.parametrize("settings", [{"stop": 5}, {"stop": [5]}, {"max_tokens": "5"}, {"max_tokens": 1.5}])

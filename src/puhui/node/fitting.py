@@ -6,8 +6,9 @@ that is put together (a passage, a number, a list, a record) is looked at:
 
 - it must hold no `stop` sequence: the big model would have ended there;
 - it must be shorter in bytes than the most tokens allowed, as no tokenizer makes more tokens than bytes;
-- it must be a JSON object where one is asked for, and valid by the schema where there is one. Schemas with `pattern`
-  or `format` allow only known answers: patterns of strangers may run for ever, and formats are not checked by all.
+- it must be a JSON object where one is asked for, and valid by the schema where there is one. Some schemas allow only
+  known answers: patterns of strangers may run for ever, formats are not checked by all, `$ref`s that lie in each
+  other and unevaluated properties double the work with each level, and unique items are compared each with each.
 
 What does not keep to it is not given: the big model is asked. That makes the expert answer less, so the promise on
 the risk holds as it did.
@@ -32,7 +33,10 @@ from puhui.models.wire import NOT_JSON
 
 MOST_TOKENS = ("max_tokens", "max_completion_tokens")
 BROKEN_OFF = frozenset({"length", "content_filter"})
-UNCHECKED = ("pattern", "format")
+UNCHECKED = ("pattern", "format", "$ref", "$dynamicRef", "unevaluated", "uniqueItems")
+MOST_SCHEMA_BYTES = 16_000
+MOST_WORK = 2_000_000
+"""Bytes of the schema times bytes of the answer, each part of which may meet each: some 0.2 s at the worst."""
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -40,7 +44,7 @@ class Form(msgspec.Struct, frozen=True):
 
     stop: tuple[str, ...] = ()
     most_tokens: int | None = None
-    is_valid: Callable[[Any], bool] | None = None
+    is_valid: Callable[[str], bool] | None = None
     closed: bool = False
 
 
@@ -56,7 +60,7 @@ def fits(text: str, settings: str, known: Collection[str]) -> bool:
     if form.is_valid is None:
         return True
     try:
-        return form.is_valid(msgspec.json.decode(text))
+        return form.is_valid(text)
     except NOT_JSON:
         return False
 
@@ -101,27 +105,30 @@ def _form_of(settings: str) -> Form:
     return Form(tuple(stop), min(limits, default=None), is_valid)
 
 
-def _validity(wanted: Any) -> tuple[Callable[[Any], bool] | None, bool]:
-    """What says whether a decoded answer is valid (None: any text is), and whether that can be said at all."""
+def _validity(wanted: Any) -> tuple[Callable[[str], bool] | None, bool]:
+    """What says whether an answer is valid (None: any text is), and whether that can be said at all."""
     if wanted is None or wanted == {"type": "text"}:
         return None, True
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind == "json_object":
-        return (lambda value: isinstance(value, dict)), True
+        return (lambda text: isinstance(msgspec.json.decode(text), dict)), True
     if kind == "json_schema" and isinstance(wanted.get("json_schema"), dict):
         validator = _validator(wanted["json_schema"].get("schema"))
         return validator, validator is not None
     return None, False
 
 
-def _validator(schema: Any) -> Callable[[Any], bool] | None:
-    """What says whether a value is valid by a JSON Schema (2020-12); None where that cannot be had safely."""
+def _validator(schema: Any) -> Callable[[str], bool] | None:
+    """What says whether a text is valid by a JSON Schema (2020-12); None where that cannot be had safely."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    if not isinstance(schema, dict) or any(word in msgspec.json.encode(schema).decode() for word in UNCHECKED):
+    if not isinstance(schema, dict):
+        return None
+    spelled = msgspec.json.encode(schema).decode()
+    if len(spelled) > MOST_SCHEMA_BYTES or any(word in spelled for word in UNCHECKED):
         return None
     try:
         Draft202012Validator.check_schema(schema)
@@ -130,9 +137,11 @@ def _validator(schema: Any) -> Callable[[Any], bool] | None:
     # A registry of nothing: a reference to another host is an error, not a request to that host.
     validator = Draft202012Validator(schema, registry=Registry())
 
-    def is_valid(value: Any) -> bool:
+    def is_valid(text: str) -> bool:
+        if len(text) * len(spelled) > MOST_WORK:
+            return False
         try:
-            return bool(validator.is_valid(value))
+            return bool(validator.is_valid(msgspec.json.decode(text)))
         except (Unresolvable, RecursionError):
             return False
 

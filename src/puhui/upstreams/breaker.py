@@ -114,7 +114,8 @@ class Breakers:
 
     def of(self, model: str) -> Breaker:
         """The breaker of a model that is asked for now. Of too many, those not asked for longest are forgotten."""
-        breaker, _ = self._asked.pop(model, None) or (Breaker(clock=self._clock), 0.0)
+        held = self._asked.pop(model, None)
+        breaker = Breaker(clock=self._clock) if held is None else held[0]
         if len(self._asked) >= MOST_MODELS:
             del self._asked[next(iter(self._asked))]
         self._asked[model] = breaker, self._clock()
