@@ -2,6 +2,7 @@
 
 - `power`: joules from CPU time or tokens, always with bounds
 - `tariff`: joules and tokens into CO₂ and money
+- `token_estimate`: tokens of a request, where nobody says how many
 """
 
 from puhui.energy.power import CorePower, TokenEnergy, estimate_joules, estimate_remote_joules

@@ -9,8 +9,7 @@ from puhui.core.request import Request
 from puhui.core.settings import Tariff
 from puhui.energy.power import estimate_remote_joules
 from puhui.energy.tariff import price_usage
-
-CHARACTERS_PER_TOKEN = 4  # a usual rule of thumb, for endpoints that report no token counts
+from puhui.energy.token_estimate import CHARACTERS_PER_TOKEN, estimate_tokens
 
 
 def meter_broken_off(request: Request, answer: Answer | None, events: int, tariff: Tariff) -> Usage:
@@ -28,7 +27,7 @@ def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
         tariff = msgspec.structs.replace(tariff, price_in=answer.prices[0], price_out=answer.prices[1])
     if usage.energy.high or answer.expert:
         return price_usage(usage, tariff)
-    read = usage.prompt_tokens or len(request.body) // CHARACTERS_PER_TOKEN
+    read = usage.prompt_tokens or estimate_tokens(request.body)
     written = usage.completion_tokens or len(answer.text or "") // CHARACTERS_PER_TOKEN
     remote = Usage(
         prompt_tokens=read,

@@ -9,10 +9,10 @@ import msgspec
 from puhui.core.errors import NeedsUnmet
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
+from puhui.energy.token_estimate import estimate_tokens
 from puhui.models.wire import NOT_JSON
 from puhui.upstreams.upstream import Upstream
 
-CHARACTERS_PER_TOKEN = 4
 TOKENS_IF_UNSAID = 1_024
 """Tokens that an answer is taken to have where the request sets no bound."""
 MOST_TOKENS = 2**40
@@ -86,7 +86,7 @@ def expected_tokens(body: bytes) -> tuple[int, int]:
     said = (bounds.max_completion_tokens, bounds.max_tokens, bounds.max_output_tokens)
     written = next((tokens for tokens in said if tokens is not None), TOKENS_IF_UNSAID)
     written = min(max(0, written), MOST_TOKENS) * min(max(1, bounds.n or 1), MOST_TOKENS)
-    return len(body) // CHARACTERS_PER_TOKEN, written
+    return estimate_tokens(body), written
 
 
 def cost_of(upstream: Upstream, read: int, written: int, tariff: Tariff) -> float:
