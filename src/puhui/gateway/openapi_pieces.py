@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from puhui.gateway.chat import LONGEST_MODEL_NAME
+from puhui.trust.api_keys import Rules
 
 Piece = dict[str, Any]
 
@@ -65,6 +68,17 @@ NEEDS_HEADERS = [
 ]
 _MODEL: Piece = {"type": "string", "maxLength": LONGEST_MODEL_NAME}
 _STREAM: Piece = {"type": ["boolean", "null"]}
+
+
+def _rules() -> Piece:
+    """What is checked is what is told: the type's own schema. In a change, null takes any rule away."""
+    found: Piece = msgspec.json.schema(Rules)["$defs"]["Rules"]
+    found["properties"]["scopes"]["minItems"] = 1
+    for name, rule in found["properties"].items():
+        if {"type": "null"} not in rule.get("anyOf", ()):
+            found["properties"][name] = {"anyOf": [rule, {"type": "null"}]}
+    return found | {"description": "What a key may do and spend. In a change, null takes a rule away."}
+
 
 SCHEMAS: dict[str, Piece] = {
     "Error": {
@@ -181,10 +195,7 @@ SCHEMAS: dict[str, Piece] = {
         "required": ["data"],
         "properties": {"data": {"type": "array", "items": _ref("Model")}},
     },
-    "Rules": {
-        "description": "What a key may do and spend; see docs/keys.md. In a change, null takes a rule away.",
-        "type": "object",
-    },
+    "Rules": _rules(),
     "Key": {
         "type": "object",
         "required": ["id", "name", "state", "created", "expires", "revoked", "rules", "spent"],
@@ -200,7 +211,7 @@ SCHEMAS: dict[str, Piece] = {
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "name": {"type": "string"},
+            "name": {"type": "string", "minLength": 1, "maxLength": 128},
             "expires": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e11},
             "rules": _ref("Rules"),
         },
@@ -230,7 +241,7 @@ def _traces(summary: str) -> Piece:
     names = ("key", "request", "task", "before")
     schema = {
         "type": "object",
-        "properties": {name: {"type": "string"} for name in names} | {"now": {"enum": ["true", "false"]}},
+        "properties": {name: {"type": "string"} for name in names} | {"now": {"type": "boolean"}},
         "oneOf": [{"required": [name]} for name in names],
         "additionalProperties": False,
     }
