@@ -191,6 +191,31 @@ def test_a_folder_that_is_taken(tmp_path: Path, key: SigningKey) -> None:
         craft(teacher, rows(200), order(tmp_path), key)
 
 
+@pytest.mark.parametrize("given", [{"out": Path("file/made")}, {"work": Path("file/work")}, {"base": Path("nowhere")}])
+def test_what_would_fail_at_the_end_fails_before_a_question(
+    tmp_path: Path, key: SigningKey, given: dict[str, Path]
+) -> None:
+    (tmp_path / "file").write_text("")
+    teacher = open_teacher(lambda _: pytest.fail("it was asked"), TeacherOptions(name="never"))
+    places = {name: tmp_path / place for name, place in given.items()}
+    with pytest.raises(SettingsError, match=r"(-o|--work|--base)"):
+        craft(teacher, rows(200), order(tmp_path, **places), key)
+
+
+def test_rows_that_are_lost_are_told_and_on_the_card(tmp_path: Path, key: SigningKey) -> None:
+    lines = [json.dumps({"text": text, "answer": sample.subject_of(text)}) for text in sample.questions(100)]
+    (tmp_path / "mail.jsonl").write_text("\n".join([*lines, "{broken", '{"no": "text"}']))
+    teacher, notes = open_teacher(sample.subject_of, TeacherOptions(name="subjects")), Notes()
+    given = open_rows(tmp_path / "mail.jsonl", None, "sqlite://")
+    made = craft(teacher, given, order(tmp_path, source="mail.jsonl", unlabelled=("a", "b")), key, notes)
+    assert made.card.data is not None
+    (lost,) = made.card.data.lost
+    assert lost.startswith("2 of 102 rows cannot be used; the first: line 101: ")
+    assert f"mail.jsonl: {lost}" in notes.notes
+    assert made.card.data.unlabelled == 2
+    assert "2 of 102 rows cannot be used" in (made.folder / "README.md").read_text()
+
+
 def test_rows_come_from_a_file_or_a_task_and_from_one_alone(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a"}\n')
     assert open_rows(tmp_path / "some.jsonl", None, "sqlite://").texts == ["a"]

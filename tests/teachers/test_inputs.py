@@ -239,3 +239,15 @@ def test_answers_that_can_be_learned() -> None:
 def test_answers_that_cannot_be_learned(answers: list[str], why: str) -> None:
     with pytest.raises(LearningError, match=why):
         check_answers(answers)
+
+
+def test_what_is_lost_of_a_file_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    plain = [msgspec.json.encode({"text": str(number)}).decode() for number in range(30)]
+    other = {"messages": [{"role": "system", "content": "Sort."}, {"role": "user", "content": "a"}]}
+    file.write_text("\n".join([*plain, msgspec.json.encode(other).decode(), "{"]))
+    assert [said.partition(";")[0] for said in read_rows(file).lost] == [
+        "1 of 32 rows cannot be used",
+        "1 rows are left out, as their system prompt is not the commonest one",
+    ]
+    assert read_rows(file, max_rows=20).lost[-1] == "20 of 31 rows were drawn at random: no more are used"

@@ -112,13 +112,16 @@ class Ceiling(msgspec.Struct, frozen=True):
 class Data(msgspec.Struct, frozen=True, kw_only=True):
     """What the expert was made from: `rows` in all, `held_out` of them never seen in training.
 
-    `source` says in words where they came from; `digest` is the SHA-256 of the texts and answers.
+    `source` says in words where they came from; `digest` is the SHA-256 of the texts and answers. `lost` says what of
+    the source was not used, and why; `unlabelled` texts without an answer taught as well.
     """
 
     rows: int
     held_out: int
     source: str = ""
     digest: str = ""
+    lost: tuple[str, ...] = ()
+    unlabelled: int = 0
 
 
 class Ancestor(msgspec.Struct, frozen=True):

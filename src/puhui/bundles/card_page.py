@@ -344,12 +344,8 @@ def _precision(card: Card, most: int) -> str:
 def _origin(card: Card, most: int) -> str:
     known: list[tuple[str, str]] = [(both(Text("big model", "大模型")), own(shown(card.teacher)))]
     if card.data is not None:
-        rows = Text(
-            f"{card.data.rows:,} rows, {card.data.held_out:,} of them held out",
-            f"{card.data.rows:,} 行，其中留出 {card.data.held_out:,} 行",
-        )
         source = f" · {own(shown(card.data.source))}" if card.data.source else ""
-        known.append((both(Text("data", "数据")), both(rows) + source))
+        known.append((both(Text("data", "数据")), both(words.data(card.data)) + source))
     known.append((both(Text("taught by", "学习自")), both(Text(f"{card.rows:,} answers", f"{card.rows:,} 个答案"))))
     known.append((both(Text("their digest", "其摘要")), code(shown(card.data_digest, 80))))
     for each in card.lineage[:most]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from puhui.bundles.card import Card, Section
+from puhui.bundles.card import Card, Data, Section
 from puhui.bundles.card_figures import wilson_interval
 from puhui.cascade.agreement import Exact, FieldLoss, NumberLoss, Rule, SetLoss, SpanLoss, is_whole
 
@@ -238,6 +238,17 @@ def agreement(card: Card) -> Text:
         f"(95% interval: {low} to {high}).",
         f"在它从未见过的 {rows:,} 个请求中，不论把握大小，{share} 与大模型的答案相同"
         f"（95% 置信区间：{low} 至 {high}）。",
+    )
+
+
+def data(found: Data) -> Text:
+    """How many rows it was made from, and what of their source is not among them."""
+    more = Text(f", {found.unlabelled:,} texts without an answer", f"，另有 {found.unlabelled:,} 条没有答案的文本")
+    more = more if found.unlabelled else Text("", "")
+    lost = "".join(f"; {shown(each, 300)}" for each in found.lost)
+    return Text(
+        f"{found.rows:,} rows, {found.held_out:,} of them held out{more.en}{lost}",
+        f"{found.rows:,} 行，其中留出 {found.held_out:,} 行{more.zh}{lost}",
     )
 
 

@@ -130,9 +130,7 @@ def _origin(card: Card, key: str | None, id: str | None) -> str:
         ("licence", card.licence),
     ]
     if card.data is not None:
-        facts.insert(
-            1, ("data", f"{card.data.rows:,} rows, {card.data.held_out:,} held out {card.data.source}".strip())
-        )
+        facts.insert(1, ("data", " · ".join(filter(None, (words.data(card.data).en, card.data.source)))))
     facts += [(each.role, f"{each.name} {each.licence} {each.digest}".strip()) for each in card.lineage[:TABLE_ROWS]]
     facts += [(name, value) for name, value in (("id", id), ("signed by", key)) if value]
     return "\n".join(f"- {_line(shown(name))}: {_line(shown(value))}" for name, value in facts)

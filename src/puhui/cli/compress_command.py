@@ -91,6 +91,7 @@ def compress(
 ) -> None:
     """Make a small expert from a big model, for a device: the smallest, fastest that still gives its answers."""
     folder = data_folder(data_dir)
+    more = None if unlabelled is None else read_rows(unlabelled)
     rows = open_rows(data, task, store_url(store, folder))
     names = tuple(name.strip() for name in labels.split(",")) if labels else ()
     teacher = open_teacher(big, TeacherOptions(labels=names, prompt=prompt or rows.prompt), key=_key(key_env))
@@ -110,12 +111,14 @@ def compress(
         name=task or (data.stem if data is not None else "expert"),
         source=str(data.name) if data is not None else f"task {task}",
         augment=augment,
-        unlabelled=() if unlabelled is None else read_rows(unlabelled).texts,
+        unlabelled=() if more is None else more.texts,
         accept_nearest=accept_nearest,
         command=shlex.join(["puhui", *again(sys.argv[1:], out)]),
         seed=seed,
     )
     with View(Console(stderr=True), ask=not yes and not json and money is None) as view:
+        for lost in () if more is None else more.lost:
+            view.note(f"{unlabelled}: {lost}")
         made = craft(teacher, rows, order, load_or_create_key(folder / "keys" / "node.key"), view)
     if json:
         result = {"id": made.id, "folder": str(made.folder), "card": made.card, "why": made.found.why}

@@ -100,7 +100,7 @@ def _origin(signed: Signed) -> Table:
     table.add_column(overflow="fold")
     rows = [("id", id), ("signed by", key), ("learned from", f"{card.rows:,} answers of {card.teacher}")]
     if card.data is not None:
-        rows.append(("data", f"{card.data.rows:,} rows, {card.data.held_out:,} held out {card.data.source}".strip()))
+        rows.append(("data", " · ".join(filter(None, (words.data(card.data).en, card.data.source)))))
     rows += [(each.role, f"{each.name} {each.licence}".strip()) for each in card.lineage]
     rows += [("replaces", card.parent)] if card.parent else []
     rows.append(("licence", card.licence))

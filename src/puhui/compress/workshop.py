@@ -115,8 +115,9 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     call goes on from there.
     """
     watcher = watcher or Watcher()
-    if order.out.exists():
-        raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
+    _check_places(order)
+    for lost in rows.lost:
+        watcher.note(f"{order.source or 'the data'}: {lost}")
     inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
     texts, told = inquiry.answers(rows)
     ceiling = inquiry.self_agreement()
@@ -142,7 +143,31 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     if added:
         how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
         order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
-    return _sealed(model, chosen, found, sample, material, _ceiling_of(ceiling), teacher, order, key)
+    return _sealed(model, chosen, found, sample, material, _ceiling_of(ceiling), rows.lost, teacher, order, key)
+
+
+def _check_places(order: Order) -> None:
+    """Finds what would end the work when all answers are paid for. SettingsError where a folder cannot be used."""
+    for option, folder in (("-o", order.out.parent), ("--work", order.work)):
+        try:
+            if order.out.exists():
+                raise SettingsError(f"{order.out} exists already; give another folder with -o, or remove it")
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise SettingsError(_unwritable(folder, error, option)) from error
+    if order.base is not None:
+        missing = [name for name in ("config.json", "tokenizer.json") if not (order.base / name).is_file()]
+        if missing:
+            raise SettingsError(
+                f"{order.base} holds no encoder to start from, as {' and '.join(missing)} are not in it; name a "
+                "Hugging Face folder with --base, or leave it out"
+            )
+
+
+def _unwritable(folder: Path, error: OSError, option: str) -> str:
+    return f"nothing can be written to {folder} ({error.strerror or error}); give another folder with {option}"
 
 
 def _ceiling_of(found: SelfAgreement | None) -> Ceiling | None:
@@ -220,6 +245,7 @@ def _sealed(
     sample: Material,
     material: Material,
     ceiling: Ceiling | None,
+    lost: Sequence[str],
     teacher: Teacher,
     order: Order,
     key: SigningKey,
@@ -240,13 +266,22 @@ def _sealed(
         calibration_error=calibration_error(bins),
         ceiling=ceiling,
         agreement_rule=msgspec.to_builtins(rule),
-        data=Data(rows=len(material.texts), held_out=len(sample.texts), source=order.source, digest=material.digest),
+        data=Data(
+            rows=len(material.texts),
+            held_out=len(sample.texts),
+            source=order.source,
+            digest=material.digest,
+            lost=tuple(lost),
+            unlabelled=len(material.unlabelled),
+        ),
     )
     pages = {"card.html": render_card, "README.md": render_model_card}
-    order.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=order.out.parent, prefix=".") as draft:
-        expert, place = seal(Path(draft), card, model, key, more=pages)
-        place.rename(order.out)  # whole or not at all
+    try:
+        with tempfile.TemporaryDirectory(dir=order.out.parent, prefix=".") as draft:
+            expert, place = seal(Path(draft), card, model, key, more=pages)
+            place.rename(order.out)  # whole or not at all
+    except OSError as error:
+        raise SettingsError(_unwritable(order.out, error, "-o")) from error
     return Made(expert, order.out, read_card(order.out, expert=expert).card, found)
 
 

@@ -46,6 +46,22 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     first_bad: str = ""
     left_out: int = 0
 
+    @property
+    def lost(self) -> list[str]:
+        """What of the file is not among them, in words.
+
+        >>> Rows(texts=["a"], told=[None], read=2, bad=1, first_bad="line 2: no UTF-8").lost
+        ['1 of 2 rows cannot be used; the first: line 2: no UTF-8']
+        """
+        said, usable = [], self.read - self.bad
+        if self.bad:
+            said.append(f"{self.bad:,} of {self.read:,} rows cannot be used; the first: {self.first_bad}")
+        if self.left_out:
+            said.append(f"{self.left_out:,} rows are left out, as their system prompt is not the commonest one")
+        if usable > (kept := len(self.texts) + self.left_out):
+            said.append(f"{kept:,} of {usable:,} rows were drawn at random: no more are used")
+        return said
+
 
 class _Row(NamedTuple):
     """One usable row of a file."""
