@@ -13,6 +13,7 @@ from puhui.compress.recipe_space import Space
 from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Material, StaticRecipe
 from puhui.compress.search import LADDER, Candidate, Goal, Search
 from puhui.core.errors import LearningError
+from puhui.core.settings import Promise
 
 SHAPE = Label(tuple(sample.CLASSES))
 
@@ -78,6 +79,14 @@ def test_other_rows_are_another_search(tmp_path: Path) -> None:
     second = search(tmp_path, goal, shown, held=material(50, 3)).run()
     assert second.tried[0].rows == 50
     assert first.tried[0].rows == 60
+
+
+@pytest.mark.parametrize("promise", [Promise(0.2, 0.05), Promise(0.02, 0.3)])
+def test_another_promise_is_another_coverage(tmp_path: Path, promise: Promise) -> None:
+    (first,) = search(tmp_path, Goal(keep=0.9, promise=Promise(0.1, 0.05))).run().tried
+    (second,) = search(tmp_path, Goal(keep=0.9, promise=promise)).run().tried
+    assert len(list(tmp_path.glob("judged-*.jsonl"))) == 2
+    assert (second.recipe, second.agreement) == (first.recipe, first.agreement)
 
 
 def test_a_target_that_nothing_meets_says_what_came_nearest(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -30,6 +31,8 @@ from puhui.teachers.answer_book import plain
 from puhui.teachers.teacher import file_identity
 
 Progress: TypeAlias = Callable[[float], None]
+MADE = 1
+"""Raise it where a recipe makes another model than it did: what was built before is then built anew."""
 TIMED_ANSWERS = 100
 FOLDS = 2
 """Of the fits that teach a static expert its confidence: two are as good as five, at a quarter of the work."""
@@ -328,9 +331,9 @@ class Kitchen:
 
 
 def _digest_of(material: Material, base: Path | None) -> str:
-    """Of the answers, and of the files of the base."""
+    """Of the answers, the files of the base, and the code."""
     files = {} if base is None else file_identity(base)
-    return hashlib.sha256(msgspec.json.encode([material.digest, files])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([material.digest, files, version("puhui"), MADE])).hexdigest()
 
 
 def _part(progress: Progress, before: float, share: float) -> Progress:

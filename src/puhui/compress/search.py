@@ -52,6 +52,8 @@ LADDER: tuple[Recipe, ...] = (
 )
 SHAPE_LADDER: tuple[Recipe, ...] = (ShapeRecipe(), ShapeRecipe(max_cells=12_000_000, word_vectors=True))
 """Cheapest first, and each step worth its price on the benchmarks (`bench.compress`)."""
+JUDGED = 1
+"""Raise it where candidates are judged otherwise than they were: what was written of them is then not read."""
 SUGGESTIONS = 20  # draws of Optuna's until one is new
 
 
@@ -133,8 +135,9 @@ class Search:
         self._seed = seed
         self._show = show
         self._progress = progress
-        judged_by = hashlib.sha256((self.kitchen.digest + held.digest).encode()).hexdigest()[:16]
-        self._book = folder / f"judged-{judged_by}.jsonl"
+        judged_by = [self.kitchen.digest, held.digest, goal.promise.epsilon, goal.promise.delta, JUDGED]
+        digest = hashlib.sha256(msgspec.json.encode(judged_by)).hexdigest()
+        self._book = folder / f"judged-{digest[:16]}.jsonl"
         self._known = _read_book(self._book)
         self._tried: dict[Recipe, Candidate] = {}
         self._failed: dict[Recipe, LearningError] = {}
