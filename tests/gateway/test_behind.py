@@ -111,6 +111,9 @@ def test_what_a_request_needs_is_refused_only_where_the_expert_is_not_sure(tmp_p
             assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("needs_unmet", need)
         assert big.bodies == [], "what may not leave has not left"
         assert ask(http).json()["puhui"]["by"] == "big:big"
+    found = rows(tmp_path)
+    assert [row.status for row in found] == [200, 422] * 3 + [200]
+    assert "may not leave this node" in found[1].note
 
 
 def test_the_next_one_answers_and_the_callers_key_goes_where_it_should(tmp_path: Path, big: BigModel) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, exists, insert, select
 
 from puhui.cascade.cascade import Cascade, Stage
 from puhui.core.answer import Answer, Answerer, Usage
-from puhui.core.errors import PuhuiError, StoreError, UpstreamError, UpstreamUnavailable
+from puhui.core.errors import NeedsUnmet, PuhuiError, StoreError, UpstreamError, UpstreamUnavailable
 from puhui.core.request import Keep, Needs, Request
 from puhui.core.settings import AuditRate, Privacy, Tariff
 from puhui.energy.power import estimate_joules
@@ -37,6 +37,7 @@ from puhui.store.tables import contexts, experience, ledger
 
 log = logging.getLogger("puhui.node")
 
+NEEDS_UNMET = 422
 READ_STORE_EVERY_S = 0.5
 METER_ITSELF_EVERY_S = 30.0
 MOST_KNOWN_CONTEXTS = 10_000
@@ -72,7 +73,8 @@ class Node:
     """An answerer in front of a big model. Use it as an async context manager: it has work of its own.
 
     Each reply's row is in the ledger before the reply leaves. A request whose row cannot be written gets a
-    `StoreError`; one that the big model does not answer gets its `UpstreamError`, and a row that says so.
+    `StoreError`; one that the big model does not answer, or may not, gets its `UpstreamError` or `NeedsUnmet`, and a
+    row that says so.
     `observers` are told of each once its row is there, and of audits and changes of experts (see `observer`).
     `forward` asks the big model for other things than chat, such as embeddings.
     """
@@ -146,6 +148,9 @@ class Node:
             answer = await self._cascade(request, seat)(self._asked(request, seat))
         except UpstreamError as error:
             await self._fail(request, seat, status_of(error), str(error))
+            raise
+        except NeedsUnmet as error:
+            await self._fail(request, seat, NEEDS_UNMET, str(error))
             raise
         except PuhuiError:
             seat.drop()
