@@ -184,6 +184,18 @@ def test_a_target_that_nothing_meets(tmp_path: Path, key: SigningKey) -> None:
             craft(teacher, rows(200), order(tmp_path, goal=goal, accept_nearest=accept), key)
 
 
+def test_an_expert_that_grows_over_the_limit_is_the_one_that_was_judged(tmp_path: Path, key: SigningKey) -> None:
+    """Learning from the judging answers as well makes more features, and so more bytes."""
+    teacher, notes = open_teacher(sample.subject_of, TeacherOptions(name="subjects")), Notes()
+    free = craft(teacher, rows(300), order(tmp_path, "free"), key).card
+    limit = free.trade_offs[0].size_bytes
+    assert free.devices["this"].size_bytes > limit
+    goal = Goal(keep=0.9, profile=Profile(name="small", bytes=limit))
+    made = craft(teacher, rows(300), order(tmp_path, goal=goal), key, notes).card
+    assert made.devices["small"].size_bytes == limit
+    assert any(note.startswith("learned from the judging answers as well, its bytes is") for note in notes.notes)
+
+
 def test_a_folder_that_is_taken(tmp_path: Path, key: SigningKey) -> None:
     (tmp_path / "made").mkdir()
     teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))

@@ -139,7 +139,7 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     )
     found = search.run()
     chosen = _chosen(found, order, watcher)
-    model = _finished(chosen, search.kitchen, taught, held, order)
+    model = _finished(chosen, search.kitchen, taught, held, order, watcher)
     if added:
         how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
         order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
@@ -230,12 +230,22 @@ def _chosen(found: Found, order: Order, watcher: Watcher) -> Candidate:
     return nearest(fitting)
 
 
-def _finished(chosen: Candidate, kitchen: Kitchen, taught: Material, held: Material, order: Order) -> ExpertModel:
-    """The chosen model; one that is quick to build learns from the judging answers as well."""
+def _finished(
+    chosen: Candidate, kitchen: Kitchen, taught: Material, held: Material, order: Order, watcher: Watcher
+) -> ExpertModel:
+    """The chosen model. One that is quick to build learns from the judging answers as well, unless the device could
+    not hold what comes of it."""
+    judged, profile = kitchen.cook(chosen.recipe).model, order.goal.profile
     if not isinstance(chosen.recipe, StaticRecipe):
-        return kitchen.cook(chosen.recipe).model
+        return judged
     kitchen = Kitchen(taught.with_rows(held), order.work / "candidates", base=order.base, seed=order.seed)
-    return kitchen.cook(chosen.recipe).model
+    model = kitchen.cook(chosen.recipe).model
+    footprint = measure_here(model, held.texts, memory=profile.memory_bytes is not None)
+    misses = profile.misses(footprint.scaled(profile))
+    if not misses:
+        return model
+    watcher.note(f"learned from the judging answers as well, its {misses[0]}: the expert is the one that was judged")
+    return judged
 
 
 def _sealed(
