@@ -69,7 +69,13 @@ def staged(store: Store, folder: Path, *urls: str, audit_rate: AuditRate = SELDO
     instruments = Instruments(store, pool.state, stream=out, **more)
     roster = Roster(store, {load_or_create_key(folder / "node.key").public})
     node = Node(
-        store, instruments.around_big(pool), roster, audit_rate=audit_rate, seed=1, observers=instruments.observers
+        store,
+        instruments.around_big(pool),
+        roster,
+        audit_rate=audit_rate,
+        seed=1,
+        observers=instruments.observers,
+        forward=instruments.around_forward(pool.forward),
     )
 
     @contextlib.asynccontextmanager
@@ -78,7 +84,12 @@ def staged(store: Store, folder: Path, *urls: str, audit_rate: AuditRate = SELDO
             yield
         await pool.close()
 
-    app = build_app(instruments.around_node(node), lifespan=lifespan, more_routes=instruments.routes(node))
+    app = build_app(
+        instruments.around_node(node),
+        lifespan=lifespan,
+        more_routes=instruments.routes(node),
+        forward=node.forward,
+    )
     instruments.surround(app)
     with serving(app) as url, httpx.Client(base_url=url, timeout=20.0, trust_env=False) as http:
         yield Stage(http, node, out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.stand_in import stand_in
 from instrumented import ALWAYS, body, put_expert_in_place, staged
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -141,6 +142,52 @@ def test_a_stream(store: Store, big: BigModel, tmp_path: Path, tracing: Tracing,
     assert client.attributes["gen_ai.usage.output_tokens"] == 3
     assert 0 < client.attributes["gen_ai.response.time_to_first_chunk"] < 10  # type: ignore[operator]
     assert client.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "body_", "tokens"),
+    [
+        ("embeddings", "embeddings", {"input": ["a xylophone"]}, 8),
+        ("completions", "text_completion", {"prompt": "a xylophone"}, 11),
+        ("completions", "text_completion", {"prompt": "a xylophone", "stream": True}, None),
+        ("responses", "chat", {"input": "a xylophone"}, 9),
+    ],
+)
+def test_what_is_passed_on_has_a_span_of_its_own(
+    store: Store,
+    tmp_path: Path,
+    tracing: Tracing,
+    memory: InMemorySpanExporter,
+    path: str,
+    name: str,
+    body_: dict[str, Any],
+    tokens: int | None,
+) -> None:
+    seen: list[dict[str, Any]] = []
+    with stand_in(seen) as url, staged(store, tmp_path, url, tracing=tracing) as stage:
+        reply = stage.http.post(f"/v1/{path}", json={"model": "gpt-4o"} | body_, headers={"traceparent": CALLER})
+        assert reply.status_code == 200
+        assert stage.http.get("/v1/models").status_code == 200
+        spans = by_name(memory, 3)  # the list of models is nobody's answer
+        client = spans[f"{name} gpt-4o"]
+    assert client.kind is SpanKind.CLIENT
+    assert parent_of(client) == id_of(spans[f"POST /v1/{path}"])
+    assert seen[0]["headers"]["traceparent"] == f"00-{trace_of(client)}-{id_of(client)}-01"
+    assert client.attributes is not None
+    assert client.attributes["gen_ai.operation.name"] == name
+    assert client.attributes["gen_ai.response.model"] == "gpt-4o"
+    assert client.attributes["server.address"] == "127.0.0.1"
+    assert client.attributes.get("gen_ai.usage.input_tokens") == tokens
+    assert not any("xylophone" in span.to_json() for span in spans.values())
+
+
+def test_what_is_passed_on_and_fails_says_of_what_kind(
+    store: Store, tmp_path: Path, tracing: Tracing, memory: InMemorySpanExporter
+) -> None:
+    with staged(store, tmp_path, NOWHERE, tracing=tracing) as stage:
+        stage.http.post("/v1/embeddings", json={"model": "m", "input": "x"})
+        spans = by_name(memory, 2)
+    assert spans["embeddings m"].attributes["error.type"] == "UpstreamUnavailable"  # type: ignore[index]
 
 
 def test_failures_say_of_what_kind_and_no_more(

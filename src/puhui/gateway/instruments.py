@@ -14,6 +14,7 @@ from puhui.core.log_lines import LogFormat
 from puhui.gateway.access_log import AccessLayer, AccessLog, Exchanges, LineWriter
 from puhui.gateway.health import journal_moves, ready_route, somebody_answers, store_is_writable
 from puhui.gateway.metrics import Metrics
+from puhui.node.forwarding import Forward
 from puhui.node.node import Node
 from puhui.node.observer import Observer
 from puhui.store.database import Store
@@ -57,14 +58,20 @@ class Instruments:
 
     def around_big(self, big: Answerer) -> Answerer:
         """The big model, traced if there are traces; for the node."""
-        if self._tracing is None:
-            return big
-        states = self._upstreams()
-        return self._tracing.around_big(big, states[0]["url"] if len(states) == 1 else None)
+        return big if self._tracing is None else self._tracing.around_big(big, self._url())
+
+    def around_forward(self, forward: Forward) -> Forward:
+        """What passes other requests on, traced if there are traces; for the node."""
+        return forward if self._tracing is None else self._tracing.around_forward(forward, self._url())
 
     def around_node(self, node: Node) -> Answerer:
         """The node, traced if there are traces; for `build_app`."""
         return node if self._tracing is None else self._tracing.around_node(node)
+
+    def _url(self) -> str | None:
+        """Where the big model is, if it is in one place."""
+        states = self._upstreams()
+        return states[0]["url"] if len(states) == 1 else None
 
     def routes(self, node: Node) -> list[Route]:
         """GET /metrics and /readyz."""

@@ -110,7 +110,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
         logprobs=settings.logprobs,
         privacy=settings.privacy,
         observers=(allowances.observe, feed, *instruments.observers),
-        forward=pool.forward,
+        forward=instruments.around_forward(pool.forward),
     )
 
     @contextlib.asynccontextmanager

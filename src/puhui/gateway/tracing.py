@@ -4,6 +4,8 @@
     ├── chat expert:1a2b3c4d5e6f     INTERNAL: the expert, how sure it was and whether its answer was taken
     └── chat gpt-4o                  CLIENT: the big model, retries included; its span is the parent of what it does
     chat gpt-4o                      an audit: a trace of its own, linked to the request that is audited
+    POST /v1/embeddings
+    └── embeddings bge-m3            CLIENT: what is passed on; also `text_completion` and, for responses, `chat`
 
 Attributes follow OpenTelemetry's semantic conventions for generative AI (github.com/open-telemetry/
 semantic-conventions-genai, of 2026, status "development") and for HTTP (stable). What they have no name for is called
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,11 +26,13 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puhui.core.answer import Answer, Answerer
+from puhui.core.answer import Answer, Answerer, Usage
 from puhui.core.errors import MissingExtra, UpstreamRefused
 from puhui.core.request import Request
 from puhui.gateway.access_log import NO_ROUTE, Routes
+from puhui.models.endpoint import Forwarded
 from puhui.models.wire import DONE, NOT_JSON, Completion, decode_completion
+from puhui.node.forwarding import Forward, usage_in
 
 try:
     from opentelemetry import context as active
@@ -58,6 +62,7 @@ _PROVIDERS = {
     "aiplatform.googleapis.com": "gcp.vertex_ai",
 }
 """Hosts whose provider has a name in the conventions. Others speak OpenAI's format, so they count as that."""
+_OPERATIONS = {"/embeddings": "embeddings", "/completions": "text_completion", "/responses": "chat"}
 
 
 class Tracing:
@@ -103,6 +108,10 @@ class Tracing:
     def around_big(self, big: Answerer, url: str | None = None) -> Answerer:
         """The big model, with a span for each question; `url` is where it is, if it is in one place."""
         return TracedBigModel(big, self._tracer, url)
+
+    def around_forward(self, forward: Forward, url: str | None = None) -> Forward:
+        """What passes other requests on, with a span for each."""
+        return TracedForward(forward, self._tracer, url)
 
 
 class TraceLayer:
@@ -182,11 +191,44 @@ class TracedBigModel:
             _answered(span, answer)
             span.end()
         else:
-            answer.pieces = _streamed(span, answer, answer.pieces, started)
+            answer.pieces = _streamed(span, answer.pieces, started, lambda: _answered(span, answer))
         return answer
 
 
-async def _streamed(span: Span, answer: Answer, pieces: AsyncIterator[bytes], started: float) -> AsyncIterator[bytes]:
+class TracedForward:
+    """What passes requests on, around another one: a CLIENT span of each, its context passed on in `traceparent`."""
+
+    def __init__(self, forward: Forward, tracer: trace.Tracer, url: str | None) -> None:
+        self._forward = forward
+        self._tracer = tracer
+        self._place = _place(url)
+
+    async def __call__(self, path: str, request: Request) -> Forwarded:
+        """The upstream's reply; the span of a stream ends with it. A look at a list (no body) has none."""
+        if not request.body:
+            return await self._forward(path, request)
+        operation = _OPERATIONS.get(path, path.strip("/"))
+        asked = self._place | _asked(request) | {"gen_ai.operation.name": operation}
+        span = self._tracer.start_span(f"{operation} {request.model}", kind=SpanKind.CLIENT, attributes=asked)
+        started = time.perf_counter()
+        try:
+            reply = await self._forward(path, msgspec.structs.replace(request, headers=_carrying(request, span)))
+        except BaseException as error:
+            _end_failed(span, error)
+            raise
+        span.set_attribute("gen_ai.response.model", reply.by.partition(":")[2])
+        if reply.pieces is None:
+            if span.is_recording():
+                _note_tokens(span, usage_in(reply.body or b"", 0.0))
+            span.end()
+        else:
+            reply.pieces = _streamed(span, reply.pieces, started, lambda: None)
+        return reply
+
+
+async def _streamed(
+    span: Span, pieces: AsyncIterator[bytes], started: float, note_answer: Callable[[], None]
+) -> AsyncIterator[bytes]:
     ended = False
     first = True
     try:
@@ -195,7 +237,7 @@ async def _streamed(span: Span, answer: Answer, pieces: AsyncIterator[bytes], st
                 span.set_attribute("gen_ai.response.time_to_first_chunk", time.perf_counter() - started)
                 first = False
             if piece == DONE:  # the answer has its usage now, and the node may not ask for more
-                _answered(span, answer)
+                note_answer()
                 span.end()
                 ended = True
             yield piece
@@ -282,11 +324,8 @@ def _is_number(value: object) -> bool:
 def _answered(span: Span, answer: Answer) -> None:
     if not span.is_recording():
         return
-    usage = answer.usage
     span.set_attribute("gen_ai.response.model", answer.by.partition(":")[2])
-    if usage.prompt_tokens or usage.completion_tokens:
-        span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
-        span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+    _note_tokens(span, answer.usage)
     if answer.body is not None:
         try:
             completion: Completion = decode_completion(answer.body)
@@ -296,6 +335,12 @@ def _answered(span: Span, answer: Answer) -> None:
             span.set_attribute("gen_ai.response.model", completion.model)
         reasons = [choice.finish_reason for choice in completion.choices if choice.finish_reason]
         span.set_attribute("gen_ai.response.finish_reasons", reasons)
+
+
+def _note_tokens(span: Span, usage: Usage) -> None:
+    if usage.prompt_tokens or usage.completion_tokens:
+        span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+        span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
 
 
 def _end_failed(span: Span, error: BaseException) -> None:
