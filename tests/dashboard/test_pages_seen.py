@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,7 +298,7 @@ def test_the_playground(seen: Seen, streamed: bool) -> None:
     seen.click("#send")
     seen.wait("#answers", "something else", "Quality 1 was asked for")
     # As much as an expert must promise: this one promises 95 %.
-    slider.send_keys("\ue012")  # Left
+    slider.send_keys(LEFT)
     seen.wait("#quality-said", "an expert that promises 99 % will do")
     seen.click("#send")
     seen.wait("#answers", "something else", "No expert that promises 99 % is in place for this job")
@@ -340,6 +342,34 @@ def test_keys_from_the_first_to_the_last(own: Seen) -> None:
     states = {key["name"]: key["state"] for key in listed(own, admin)}
     assert states == {"Operations": "active", "Support": "revoked"}
     assert own.complaints() == []
+
+
+def test_a_change_leaves_the_second_at_which_a_key_expires(own: Seen) -> None:
+    admin, _ = made_key(own, {"name": "Operations", "rules": {"scopes": ["admin"]}})
+    ends = float(int(time.time()) + 86_400)
+    _, id = made_key(own, {"name": "Support", "expires": ends}, admin)
+    own.open("keys")
+    own.wait("#ask-key", "This node asks for a key")
+    own.one("#ask-key-value").send_keys(admin, ENTER)
+    own.wait("#keys", "Support")
+    own.click(f"[data-key='{id}'] [data-do=change]")
+    own.one("#limit-requests_per_minute").send_keys("60")
+    own.click("#edit button[type=submit]")
+    own.wait(f"[data-key='{id}']", "Requests a minute: 60")
+    assert {key["name"]: key["expires"] for key in listed(own, admin)} == {"Operations": None, "Support": ends}
+    own.click(f"[data-key='{id}'] [data-do=change]")
+    own.browser.execute_script("document.getElementById('expires').value = '2099-12-31'")
+    own.click("#edit button[type=submit]")
+    own.wait(f"[data-key='{id}']", "2099")
+    last = datetime.datetime(2099, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+    assert listed(own, admin)[1]["expires"] == last.timestamp()
+
+
+def made_key(own: Seen, wanted: dict[str, Any], admin: str = "") -> tuple[str, str]:
+    """A key made over HTTP, and its id."""
+    headers = {"authorization": f"Bearer {admin}"} if admin else {}
+    made = own.node.http.post("/puhui/v1/keys", json=wanted, headers=headers).raise_for_status().json()
+    return made["key"], made["id"]
 
 
 def listed(own: Seen, key: str) -> list[dict[str, Any]]:

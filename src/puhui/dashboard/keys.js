@@ -60,10 +60,12 @@ function field(id, label, input) {
   return h("div", { class: "field" }, h("label", { for: id, htmlFor: id }, label), input);
 }
 
+/** The day on which a key expires (UTC), as a date field writes it. */
+const lastDay = (key) => (key?.expires ? new Date(key.expires * 1000).toISOString().slice(0, 10) : "");
+
 /** The form, filled with what there is of `key`; null: a new one. */
 function form(key) {
   const rules = key?.rules ?? { scopes: keys.length ? ["chat", "embeddings"] : ["admin"] };
-  const expires = key?.expires ? new Date(key.expires * 1000).toISOString().slice(0, 10) : "";
   const box = (scope) => h("label", {}, h("input", { type: "checkbox", name: "scopes", value: scope, checked: rules.scopes.includes(scope) }), " ", say(`scope_${scope}`));
   const limit = (name) => field(`limit-${name}`, say(`limit_${name}`), h("input", { id: `limit-${name}`, name, type: "number", min: name.startsWith("requests") || name.startsWith("tokens") ? 1 : 0, step: name.startsWith("requests") || name.startsWith("tokens") ? 1 : "any", value: rules[name] ?? "" }));
   return [
@@ -71,7 +73,7 @@ function form(key) {
     field("name", say("keyName"), h("input", { id: "name", name: "name", required: true, maxLength: 128, value: key?.name ?? "", autocomplete: "off" })),
     h("fieldset", { class: "plain checks" }, h("legend", {}, say("mayDo")), SCOPES.map(box)),
     h("fieldset", { class: "plain" }, h("legend", {}, `${say("limits")} (${say("limitHint")})`), h("div", { class: "row" }, LIMITS.map(limit))),
-    h("div", { class: "row" }, field("expires", say("keyExpires"), h("input", { id: "expires", name: "expires", type: "date", value: expires })),
+    h("div", { class: "row" }, field("expires", say("keyExpires"), h("input", { id: "expires", name: "expires", type: "date", value: lastDay(key) })),
       field("keep", say("kept"), h("select", { id: "keep", name: "keep" }, h("option", { value: "" }, say("keptAsNode")), KEEPS.map((keep) => h("option", { value: keep, selected: rules.keep === keep }, say(`keep_${keep}`)))))),
     field("key-models", say("keyModels"), h("input", { id: "key-models", name: "models", value: (rules.models ?? []).join(", "), autocomplete: "off" })),
     h("p", { class: "checks" }, h("label", {}, h("input", { type: "checkbox", name: "share", checked: Boolean(rules.share) }), " ", say("keyShare"))),
@@ -80,13 +82,14 @@ function form(key) {
   ];
 }
 
-/** What the form says, as the node takes it; null takes a rule away. */
-function filled() {
+/** What the form says, as the node takes it; null takes a rule away. A day that was not touched leaves the very second. */
+function filled(key) {
   const data = new FormData(by("edit-form")), text = (name) => data.get(name)?.trim() ?? "";
   const limits = LIMITS.map((name) => [name, text(name) === "" ? null : Number(text(name))]);
   const models = text("models").split(",").map((name) => name.trim()).filter(Boolean);
+  const expires = text("expires") ? Date.parse(`${text("expires")}T23:59:59Z`) / 1000 : null;
   return {
-    name: text("name"), expires: text("expires") ? Date.parse(`${text("expires")}T23:59:59Z`) / 1000 : null,
+    name: text("name"), ...(text("expires") === lastDay(key) ? {} : { expires }),
     rules: { ...Object.fromEntries(limits), scopes: data.getAll("scopes"), models: models.length ? models : null,
       share: data.has("share") || null, keep: text("keep") || null },
   };
@@ -97,7 +100,7 @@ function edit(key) {
   by("edit-form").onsubmit = async (event) => {
     event.preventDefault();
     try {
-      const made = await read(key ? `keys/${key.id}` : "keys", { method: key ? "PATCH" : "POST", json: filled() });
+      const made = await read(key ? `keys/${key.id}` : "keys", { method: key ? "PATCH" : "POST", json: filled(key) });
       by("edit").close();
       if (made.key) show(made.key);
       await look();
