@@ -9,14 +9,14 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Literal
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from puhui.gateway import connections
@@ -180,6 +180,59 @@ def test_who_holds_connections_makes_room_for_others(port: int, monkeypatch: pyt
     assert b"here" in all_of(asked)
     for connection in held:
         connection.close()
+
+
+REPLY_BYTES = 24 * 1024 * 1024
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def talking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, Starlette]]:
+    """A server that says much, at once or in a stream, to clients that have half a second to take some of it."""
+    monkeypatch.setattr(connections, "UNREAD_FOR_S", 0.5)
+    monkeypatch.setattr(connections, "SWEEP_EVERY_TICKS", 1)
+
+    async def whole(_: Request) -> Response:
+        return PlainTextResponse(b"x" * REPLY_BYTES)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0.001)
+        finally:
+            app.state.ended = True
+
+    app = Starlette(
+        routes=[
+            Route("/whole", whole),
+            Route("/stream", lambda _: StreamingResponse(pieces())),
+        ]
+    )
+    with bounded(app, loop=request.param) as port:
+        yield port, app
+
+
+@pytest.mark.parametrize("path", ["whole", "stream"])
+def test_a_reply_that_is_not_read_is_given_up(talking: tuple[int, Starlette], path: str) -> None:
+    port, app = talking
+    held = app.state.server.server_state
+    with opened(port, f"GET /{path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()) as connection:
+        wait_until(lambda: held.connections)
+        wait_until(lambda: not held.connections and not held.tasks)
+        assert path == "whole" or app.state.ended
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(1 << 20):
+                pass
+
+
+def test_who_reads_slowly_gets_all_of_it(talking: tuple[int, Starlette]) -> None:
+    port, _ = talking
+    found = 0
+    with opened(port, b"GET /whole HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") as connection:
+        while piece := connection.recv(1 << 20):
+            found += len(piece)
+            time.sleep(len(piece) / (12 << 20))  # 2 s in all
+    assert found > REPLY_BYTES
 
 
 def test_files_may_be_many() -> None:

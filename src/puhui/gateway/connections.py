@@ -1,7 +1,8 @@
 """Connections that cannot be held open, and that do not wait unseen: uvicorn's protocol and server with bounds.
 
 uvicorn waits for ever for a request that was begun, and keeps a header however long it grows: whoever opens
-connections and sends a byte now and then (slow loris) takes a server away from all others.
+connections and sends a byte now and then (slow loris) takes a server away from all others. It also waits for ever for
+a client to read, and with it the reply, its request and the connection to the big model.
 
 uvloop accepts one connection in each turn of its loop. When turns are long, under load, new connections then wait for
 seconds where nothing in the process can see them: a queue that no bound on requests keeps short.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 from typing import Any
 
 import msgspec
@@ -22,6 +24,8 @@ from puhui.gateway.admission import BOUNDED, Gate
 
 REQUEST_WITHIN_S = 60.0
 """From a request's first byte (or from the connection) to its last."""
+UNREAD_FOR_S = 60.0
+"""How long a reply may lie with nothing of it taken: as long as a client has for its request."""
 MOST_HEAD_BYTES = 64 * 1024
 _BOUNDED = BOUNDED.encode()
 KEEP_ALIVE_S = 75
@@ -46,6 +50,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._ended = False
         self._refusing = False
+        self._unread_bytes = 0
+        self._unread_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Room is made by whoever has owed a request for longest."""
@@ -97,6 +103,20 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def unread_for_s(self, now: float) -> float:
+        """How long, at `now`, nothing of what waits for the client was taken. Called again and again.
+
+        While the application may still write, more may come than is taken, so that tells nothing.
+        """
+        size = self.transport.get_write_buffer_size()
+        if size:
+            size += _in_kernel_bytes(self.transport)
+        all_there = self.flow.write_paused or self.cycle is None or self.cycle.response_complete
+        if not size or not all_there or size < self._unread_bytes:
+            self._unread_since = now
+        self._unread_bytes = size
+        return now - self._unread_since
+
     def _too_much(self, *, stay: bool) -> None:
         assert self._gate is not None
         self.transport.write(self._gate.refuse().reply)
@@ -119,7 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedServer(uvicorn.Server):
-    """A server that accepts at once, and hangs up on connections whose request does not come in time."""
+    """A server that accepts at once, and hangs up on connections whose request or reading does not come in time."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, and beside uvloop's own way to accept another that does not leave any waiting."""
@@ -172,11 +192,27 @@ class BoundedServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def sweep(self, now: float) -> None:
-        """Closes what has owed a request for too long at `now`."""
+        """Closes what has owed a request, or not read its reply, for too long at `now`."""
         for connection in list(self.server_state.connections):
             since = _since(connection)
             if since is not None and now - since > REQUEST_WITHIN_S:
                 connection.transport.close()
+            if isinstance(connection, BoundedProtocol) and connection.unread_for_s(now) > UNREAD_FOR_S:
+                connection.transport.abort()  # to close would be to wait until all is read
+
+
+def _in_kernel_bytes(transport: asyncio.Transport) -> int:
+    """What the kernel has not delivered yet (0 where it does not tell).
+
+    It takes from us in steps of megabytes, so here alone is seen that a slow client reads.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+        import termios
+
+        fd = transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
 
 
 def _since(connection: Any) -> float | None:
