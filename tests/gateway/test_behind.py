@@ -187,13 +187,24 @@ def test_a_stream_that_never_begins_is_an_error_with_a_status(tmp_path: Path) ->
     assert "retry-after" in reply.headers
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 529, 400, 404, 429])
+def test_the_only_upstreams_own_status_comes_with_a_time_to_come_back(tmp_path: Path, status: int) -> None:
+    echoes = Echoes()
+    echoes.refuse = status
+    with serving(echoes.app) as url, node(tmp_path, upstream(f"{url}/v1")) as http:
+        reply = ask(http, headers={"authorization": "Bearer theirs"})
+    assert reply.status_code == status
+    assert reply.json() == {"error": {"message": "what is Bearer theirs?"}}
+    assert reply.headers.get("retry-after") == ("5" if status >= 500 else None)
+
+
 def test_a_hurry_is_kept(tmp_path: Path) -> None:
     slow = BigModel(lambda text: time.sleep(1.0) or text)  # type: ignore[func-returns-value]
     with serving(slow.app) as url, node(tmp_path, upstream(f"{url}/v1")) as http:
         started = time.perf_counter()
         reply = ask(http, headers={"x-puhui-latency-ms": "200"})
         assert time.perf_counter() - started < 0.9
-        assert reply.status_code == 504
+        assert (reply.status_code, reply.headers["retry-after"]) == (504, "5")
         assert "within the 200 ms" in reply.json()["error"]["message"]
 
 

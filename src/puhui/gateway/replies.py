@@ -101,8 +101,7 @@ def error_response(error: PuhuiError) -> Response:
     """One of our errors as a reply in OpenAI's format, with the headers that belong to it."""
     status, shown = error_object(error)
     if isinstance(error, UpstreamRefused) and not isinstance(error, UpstreamDenied):
-        after = error.retry_after or ""
-        headers = {"retry-after": after} if after and after.isascii() and after.isprintable() else {}
+        headers = _headers_for(error)
         if not 400 <= status < 600:  # a redirect, say: no answer, and not for the caller to follow
             status = 502
         elif _is_openai_error(error.body):  # the big model's own words are the most use to the caller
@@ -121,7 +120,11 @@ def _headers_for(error: PuhuiError) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case LimitReached(retry_after_s=seconds) | UpstreamUnavailable(retry_after_s=float() as seconds):
             return {"retry-after": str(max(1, math.ceil(seconds)))}
-        case UpstreamUnavailable():
+        case UpstreamRefused(retry_after=str() as said) if said and said.isascii() and said.isprintable():
+            return {"retry-after": said}
+        case UpstreamUnavailable() | UpstreamTimeout():
+            return {"retry-after": str(RETRY_AFTER_S)}
+        case UpstreamRefused(status=status) if 500 <= status < 600:
             return {"retry-after": str(RETRY_AFTER_S)}
     return {}
 
