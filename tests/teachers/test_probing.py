@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_teacher import Plain, failing, refused
 
+from puhui.cascade.agreement import NumberLoss
 from puhui.core.errors import LearningError
 from puhui.teachers.asking import Budget, Purse, ask_all
 from puhui.teachers.probing import SelfAgreement, estimate, self_agreement
@@ -62,6 +63,15 @@ def test_a_teacher_that_agrees_with_itself(tmp_path: Path) -> None:
     assert found is not None
     assert (found.rows, found.equal, found.share, found.ceiling, found.high) == (100, 100, 1.0, 1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 100), abs=1e-9)  # Clopper and Pearson, by hand
+
+
+def test_answers_that_agree_in_part_have_no_ceiling(tmp_path: Path) -> None:
+    fickle = Plain(lambda text: str(int(text) + fickle.asked[text] - 1))
+    found = self_agreement(fickle, [str(number) for number in range(80)], folder=tmp_path, rule=NumberLoss(10.0))
+    assert found is not None
+    assert (found.rows, found.whole, found.ceiling, found.ceiling_high) == (80, False, 1.0, 1.0)
+    assert found.share == pytest.approx(0.9)
+    assert found.low < 0.9 < found.high < 1.0
 
 
 def test_self_agreement_needs_answers(tmp_path: Path) -> None:

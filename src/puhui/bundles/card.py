@@ -99,8 +99,8 @@ class Kept(msgspec.Struct, frozen=True):
 class Ceiling(msgspec.Struct, frozen=True):
     """How often the big model agrees with itself when `rows` requests are asked twice, with its 95 % interval.
 
-    No expert can be expected to agree with its next answer more often than √`agreement` (`teachers.probing` says
-    why): the most that any can reach.
+    By the card's `agreement_rule`. Where that is 0 or 1 by its nature, no expert can be expected to agree with its
+    next answer more often than √`agreement` (`teachers.probing` says why): the most that any can reach.
     """
 
     agreement: float
@@ -137,10 +137,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """What an expert is, where it came from and what was proven of it.
 
     `calibration` holds the fields of `cascade.guarantee.Calibration`; a device that reads a card needs no more
-    than its `threshold`. `agreement` is the share of held-out rows on which the big model agrees,
-    `calibration_error` the expected calibration error of `reliability`, `answer_us` CPU microseconds of one
-    answer, `language` BCP 47 codes where they are known. `agreement_rule` is
-    a `cascade.agreement.Rule` in JSON: when two answers are the same, and how far apart they are where not.
+    than its `threshold`. `agreement` is the share of held-out rows on which the big model agrees (the mean agreement
+    where rows may agree in part), `calibration_error` the expected calibration error of `reliability`, `answer_us` CPU
+    microseconds of one answer, `language` BCP 47 codes where they are known. `agreement_rule` is a
+    `cascade.agreement.Rule` in JSON: when two answers are the same, and how far apart they are where not.
     """
 
     task: str

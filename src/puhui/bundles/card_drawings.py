@@ -131,7 +131,7 @@ def draw_reliability(bins: Sequence[Bin], threshold: float | None) -> str:
     spans = [wilson_interval(each.agreement, each.rows) for each in bins]
     lowest = min([each.confidence for each in bins] + [low for low, _ in spans])
     x, y = _share_scale(lowest, 1.0, PLOT.left, PLOT.right), _share_scale(lowest, 1.0, PLOT.bottom, PLOT.top)
-    axes = Text("confidence", "置信度"), Text("share that agrees", "一致的比例")
+    axes = Text("confidence", "置信度"), Text("agreement", "一致率")
     points = [(x(each.confidence), y(each.agreement)) for each in bins]
     drawn = [
         _open(Text("confidence against agreement", "置信度与一致率")),

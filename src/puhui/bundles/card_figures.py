@@ -46,8 +46,9 @@ def confusions_of(
 def reliability_of(confidence: npt.ArrayLike, agrees: npt.ArrayLike, *, bins: int = BINS) -> tuple[Bin, ...]:
     """The share of rows that agree, by confidence, in at most `bins` bins of nearly equal count, the least sure first.
 
-    `confidence` (n,) in [0, 1], `agrees` (n,) bool or 0/1, n ≥ 0. Rows of equal confidence are never parted,
-    so that the bins do not depend on the order of the rows: where many tie, there are fewer bins.
+    `confidence` (n,) in [0, 1], `agrees` (n,) bool, or in [0, 1] where rows may agree in part, n ≥ 0. Rows of equal
+    confidence are never parted, so that the bins do not depend on the order of the rows: where many tie, there are
+    fewer bins.
 
     >>> [(b.low, b.high, b.rows, b.agreement) for b in reliability_of([0.9, 0.5, 0.8, 0.6], [1, 0, 1, 1], bins=2)]
     [(0.5, 0.6, 2, 0.5), (0.8, 0.9, 2, 1.0)]

@@ -103,7 +103,8 @@ def _keys(card: Card) -> str:
         otherwise = Text("of requests answered otherwise, proven", "请求的答案不同，已证明")
         loss = Text("mean loss over all requests, proven", "全部请求的平均损失，已证明")
         found.append(("guarantee", bound, otherwise if words.is_exact(card) else loss))
-    found.append(("agreement", percent(card.agreement), Text("agreement on all requests", "全部请求的一致率")))
+    mean = "" if words.is_exact(card) else "mean "
+    found.append(("agreement", percent(card.agreement), Text(f"{mean}agreement on all requests", "全部请求的一致率")))
     found.append(("devices", duration(card.answer_us / 1e3), Text("of one core for an answer", "每次回答占用一个核")))
     found.append(("devices", size(card.size_bytes), Text("of weights", "权重大小")))
     first = ' class="main"'
@@ -223,10 +224,13 @@ def _agreement(card: Card) -> str:
     if not isinstance(words.rule_of(card), Exact | SetLoss | NumberLoss | SpanLoss):
         text.append(block(card.agreement_rule, RECIPE_LETTERS))
     if card.reliability:
+        exact = words.is_exact(card)
+        means = "the chance that the big model agrees" if exact else "the mean agreement with the big model"
         told = Text(
-            "Held-out rows in bins of equal count, with 95% intervals. On the dashed line, confidence is the chance "
-            "that the big model agrees. The guarantee needs less: that surer answers are better ones.",
-            "留出的行按数量均分，竖条为 95% 置信区间。落在虚线上时，置信度就是与大模型一致的概率。"
+            f"Held-out rows in bins of equal count, with 95% intervals. On the dashed line, confidence is {means}. The "
+            "guarantee needs less: that surer answers are better ones.",
+            "留出的行按数量均分，竖条为 95% 置信区间。"
+            f"落在虚线上时，置信度就是与大模型{'一致的概率' if exact else '的平均一致程度'}。"
             "保证所需更少：把握越大，答案越好。",
         )
         picture = draw_reliability(card.reliability, words.threshold_of(card))

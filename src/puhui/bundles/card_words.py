@@ -253,11 +253,18 @@ def data(found: Data) -> Text:
 
 
 def ceiling(card: Card) -> Text | None:
-    """How often the big model agrees with itself, where that was measured."""
+    """How often the big model agrees with itself, where that was measured, and what follows for an expert."""
     if card.ceiling is None:
         return None
     found = card.ceiling
     share, low, high = percent(found.agreement), percent(found.low), percent(found.high)
+    if not is_exact(card):
+        return Text(
+            f"Asked twice, the big model agrees with itself by {share} on the mean over {found.rows:,} requests "
+            f"(95% interval: {low} to {high}).",
+            f"同一请求问两次，大模型在 {found.rows:,} 个请求中与自己的平均一致程度为 {share}"
+            f"（95% 置信区间：{low} 至 {high}）。",
+        )
     most = percent(math.sqrt(found.agreement))
     return Text(
         f"The ceiling: asked twice, the big model agrees with itself on {share} of {found.rows:,} requests "

@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from puhui.bundles import card_words as words
 from puhui.bundles.card import on_front
 from puhui.compress.recipes import Recipe
 from puhui.compress.search import Candidate
@@ -69,10 +70,17 @@ class View(Watcher):
         self._show("asking the big model", progress.done / max(1, progress.total), spent)
 
     def contradicts(self, found: SelfAgreement) -> None:
-        """Names the ceiling."""
+        """Says how often it agrees with itself, and names the ceiling where there is one."""
+        interval = f"({found.low:.1%} to {found.high:.1%})"
+        if not found.whole:
+            self.note(
+                f"The big model agrees with itself by {found.share:.1%} on the mean over {found.rows} requests asked "
+                f"twice {interval}."
+            )
+            return
         self.note(
-            f"The big model agrees with itself in {found.share:.1%} of {found.rows} requests asked twice "
-            f"({found.low:.1%} to {found.high:.1%}); no expert can agree with it in more than {found.ceiling:.1%}."
+            f"The big model agrees with itself in {found.share:.1%} of {found.rows} requests asked twice {interval}; "
+            f"no expert can agree with it in more than {found.ceiling:.1%}."
         )
 
     def building(self, recipe: Recipe, share: float) -> None:
@@ -101,7 +109,7 @@ class View(Watcher):
             f"{card.answer_us:.0f} µs an answer: "
             f"{made.folder}"
         )
-        say(f"It says what the big model says in {card.agreement:.2%} of {card.held_out:,} requests that it never saw.")
+        say(words.agreement(card).en)
         proven = card.calibration
         if proven["threshold"] is None:
             say(f"Nothing is proven at ε = {proven['epsilon']:.1%} on {proven['rows']} rows, so it is never sure.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from puhui.cascade.agreement import Rule
 from puhui.compress.watcher import Watcher
 from puhui.teachers.asking import Asked, Budget, Purse, ask_all
 from puhui.teachers.inputs import Rows
@@ -46,11 +47,13 @@ class Inquiry:
         numbers = sorted(known)
         return [rows.texts[number] for number in numbers], [known[number] for number in numbers]
 
-    def self_agreement(self) -> SelfAgreement | None:
-        """How often it says the same again; None where it always does, or told nothing here, or may not be asked."""
+    def self_agreement(self, rule: Rule) -> SelfAgreement | None:
+        """How often it says the same again, by `rule`; None where it always does, told nothing, or may not be asked."""
         if self._teacher.deterministic or not self._told:
             return None
-        found = self_agreement(self._teacher, self._told, folder=self._folder, seed=self._seed, budget=self._purse)
+        found = self_agreement(
+            self._teacher, self._told, folder=self._folder, rule=rule, seed=self._seed, budget=self._purse
+        )
         if found is None:
             self._watcher.note(
                 "the big model was asked nothing twice, as the budget is spent or it refused: how often it agrees "

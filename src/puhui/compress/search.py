@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from puhui.cascade.agreement import agreements
+from puhui.cascade.agreement import agreements, is_whole
 from puhui.cascade.guarantee import calibrate_threshold
 from puhui.compress.answer_shape import Label, rule_of
 from puhui.compress.profiles import Footprint, Miss, Profile, measure_here
@@ -112,7 +112,10 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search:
-    """One search. `show` is told of each candidate once it is judged, `progress` of the share of one being built."""
+    """One search. `show` is told of each candidate once it is judged, `progress` of the share of one being built.
+
+    `ceiling` is the most that any expert can agree, as far as that is known.
+    """
 
     def __init__(
         self,
@@ -125,6 +128,7 @@ class Search:
         seed: int = 0,
         show: Callable[[Candidate], None] = lambda candidate: None,
         progress: Callable[[Recipe, float], None] = lambda recipe, share: None,
+        ceiling: float = 1.0,
     ) -> None:
         self.kitchen = Kitchen(
             taught, folder / "candidates", base=base, held=held, epsilon=goal.promise.epsilon, seed=seed
@@ -135,6 +139,7 @@ class Search:
         self._seed = seed
         self._show = show
         self._progress = progress
+        self._ceiling = ceiling
         judged_by = [self.kitchen.digest, held.digest, goal.promise.epsilon, goal.promise.delta, JUDGED]
         digest = hashlib.sha256(msgspec.json.encode(judged_by)).hexdigest()
         self._book = folder / f"judged-{digest[:16]}.jsonl"
@@ -244,7 +249,8 @@ class Search:
             # Ties in bytes and time are broken by what the device runs out of first: time.
             chosen = min(able, key=lambda one: (one.footprint.cpu_s, one.footprint.bytes))
             return Found(tried, chosen, f"the cheapest that keeps {self._goal.keep:.1%}")
-        return Found(tried, None, _what_it_would_take(tried, self._goal))
+        whole = is_whole(rule_of(self._held.shape))
+        return Found(tried, None, _what_it_would_take(tried, self._goal, self._ceiling, whole=whole))
 
 
 def _read_book(book: Path) -> dict[Recipe, Candidate]:
@@ -264,8 +270,11 @@ def nearest(fitting: Sequence[Candidate]) -> Candidate:
     return max(fitting, key=lambda one: (one.agreement, -one.footprint.cpu_s))
 
 
-def _what_it_would_take(tried: Sequence[Candidate], goal: Goal) -> str:
-    """Why nothing was chosen, in words: what came nearest, and what would have to give."""
+def _what_it_would_take(tried: Sequence[Candidate], goal: Goal, ceiling: float, *, whole: bool) -> str:
+    """Why nothing was chosen, in words: what came nearest, and what would have to give.
+
+    `whole`: an answer agrees or not, with nothing between.
+    """
     fitting = [candidate for candidate in tried if not candidate.misses]
     if not fitting:
         near = min(tried, key=lambda one: one.misses[0].ratio)
@@ -274,10 +283,16 @@ def _what_it_would_take(tried: Sequence[Candidate], goal: Goal) -> str:
             f"take {near.misses[0].ratio:.2g} times that limit"
         )
     near = nearest(fitting)
+    agrees = f"agrees {'in' if whole else 'by'} {near.agreement:.2%} {'of' if whole else 'on the mean over'}"
     said = (
         f"nothing that fits the target {goal.profile.name!r} keeps {goal.keep:.1%}: the nearest is {near.name}, which "
-        f"agrees in {near.agreement:.2%} of {near.rows} held-out requests"
+        f"{agrees} {near.rows} held-out requests"
     )
+    if ceiling < goal.keep:
+        return (
+            f"{said}; the big model contradicts itself so often that no expert can keep more than about {ceiling:.1%}: "
+            "--accept-nearest makes the nearest all the same"
+        )
     better = [one for one in tried if one.misses and one.agreement >= goal.keep]
     if better:
         least = min(better, key=lambda one: one.misses[0].ratio)

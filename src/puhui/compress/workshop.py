@@ -120,10 +120,10 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         watcher.note(f"{order.source or 'the data'}: {lost}")
     inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
     texts, told = inquiry.answers(rows)
-    ceiling = inquiry.self_agreement()
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
     added = inquiry.added([texts[row] for row in parts[0]])
+    with_itself = inquiry.self_agreement(rule_of(shape))
     material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
@@ -137,13 +137,14 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         show=watcher.judged,
         progress=watcher.building,
     )
+        ceiling=1.0 if with_itself is None else with_itself.ceiling,
     found = search.run()
     chosen = _chosen(found, order, watcher)
     model = _finished(chosen, search.kitchen, taught, held, order, watcher)
     if added:
         how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
         order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
-    return _sealed(model, chosen, found, sample, material, _ceiling_of(ceiling), rows.lost, teacher, order, key)
+    return _sealed(model, chosen, found, sample, material, _ceiling_of(with_itself), rows.lost, teacher, order, key)
 
 
 def _check_places(order: Order) -> None:
@@ -267,11 +268,11 @@ def _sealed(
     proven = calibrate_threshold(confidence, agrees, epsilon=promise.epsilon, delta=promise.delta)
     footprint = measure_here(model, sample.texts)
     card = _card(model, chosen, found, proven, footprint, material, teacher, order)
-    bins = reliability_of(confidence, agrees == 1.0)
+    bins = reliability_of(confidence, agrees)
     card = msgspec.structs.replace(
         card,
         agreement=float(agrees.mean()),
-        confusions=confusions_of(sample.answers, said),
+        confusions=confusions_of(sample.answers, said, agrees=(agrees == 1.0).tolist()),
         reliability=bins,
         calibration_error=calibration_error(bins),
         ceiling=ceiling,
@@ -288,7 +289,7 @@ def _sealed(
     pages = {"card.html": render_card, "README.md": render_model_card}
     try:
         with tempfile.TemporaryDirectory(dir=order.out.parent, prefix=".") as draft:
-            expert, place = seal(Path(draft), card, model, key, more=pages)
+            expert, place = seal(Path(draft), card, model, key, more=files)
             place.rename(order.out)  # whole or not at all
     except OSError as error:
         raise SettingsError(_unwritable(order.out, error, "-o")) from error

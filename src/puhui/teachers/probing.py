@@ -10,7 +10,8 @@ from statistics import fmean, median
 
 import msgspec
 
-from puhui.cascade.guarantee import risk_upper_bound
+from puhui.cascade.agreement import EXACT, Rule, agreements, is_whole
+from puhui.cascade.guarantee import loss_upper_bound, risk_upper_bound
 from puhui.core.errors import LearningError
 from puhui.teachers.answer_book import AnswerBook, key_of, plain
 from puhui.teachers.asking import Budget, Purse, Show, ask_all, purse_of
@@ -45,30 +46,34 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 class SelfAgreement(msgspec.Struct, frozen=True, kw_only=True):
     """How often a teacher, asked twice, answers the same: `equal` of `rows`, `low` to `high` by Clopper and Pearson.
 
-    No expert can agree with a teacher's next answer more often than `ceiling`. If it gives answer k to a text with
+    Where answers may agree in part (`whole` is False), `equal` is the sum of their agreements, the interval is that of
+    Hoeffding and Bentkus, and there is no ceiling.
+
+    Else no expert can agree with a teacher's next answer more often than `ceiling`. If it gives answer k to a text with
     probability p(k), it agrees with itself with Σ p², and an expert agrees with it with max p at best. As max p ≤
     √Σp² for each text, and the root is concave, the expert's agreement is at most √(self-agreement) over all texts.
     """
 
     rows: int
-    equal: int
+    equal: float
     low: float
     high: float
+    whole: bool = True
 
     @property
     def share(self) -> float:
-        """The share of equal answers."""
+        """The share of equal answers; the mean agreement where answers may agree in part."""
         return self.equal / self.rows
 
     @property
     def ceiling(self) -> float:
-        """The most that any expert can agree, as estimated."""
-        return math.sqrt(self.share)
+        """The most that any expert can agree, as estimated; 1 where answers may agree in part."""
+        return math.sqrt(self.share) if self.whole else 1.0
 
     @property
     def ceiling_high(self) -> float:
-        """The most that any expert can agree, at the upper end of the interval."""
-        return math.sqrt(self.high)
+        """The most that any expert can agree, at the upper end of the interval; 1 where answers may agree in part."""
+        return math.sqrt(self.high) if self.whole else 1.0
 
 
 def estimate(
@@ -121,13 +126,14 @@ def self_agreement(
     texts: Sequence[str],
     *,
     folder: Path,
+    rule: Rule = EXACT,
     rows: int = ASKED_TWICE,
     delta: float = 0.05,
     seed: int = 0,
     budget: Budget | Purse | None = None,
     progress: Show | None = None,
 ) -> SelfAgreement | None:
-    """Asks for up to `rows` texts a second time and compares; the interval holds with probability 1 − `delta`.
+    """Asks for up to `rows` texts again and compares by `rule`; the interval holds with probability 1 − `delta`.
 
     First answers come from the folder where they are known, second ones are kept there too. None where no text was
     answered twice: the budget allowed none, or the teacher refused them.
@@ -139,13 +145,13 @@ def self_agreement(
     pairs = [(one, two) for one, two in zip(first, second, strict=True) if one is not None and two is not None]
     if not pairs:
         return None
-    equal = sum(one.answer == two.answer for one, two in pairs)
-    return SelfAgreement(
-        rows=len(pairs),
-        equal=equal,
-        low=1.0 - risk_upper_bound(len(pairs) - equal, len(pairs), delta / 2),
-        high=risk_upper_bound(equal, len(pairs), delta / 2),
-    )
+    agrees = agreements([two.answer for _, two in pairs], [one.answer for one, _ in pairs], rule)
+    count, equal, whole = len(pairs), float(agrees.sum()), is_whole(rule)
+
+    def bound(total: float) -> float:
+        return risk_upper_bound(round(total), count, delta / 2) if whole else loss_upper_bound(total, count, delta / 2)
+
+    return SelfAgreement(rows=count, equal=equal, low=1.0 - bound(count - equal), high=bound(equal), whole=whole)
 
 
 def _split(teacher: Teacher, texts: Sequence[str], folder: Path, *, again: int = 0) -> tuple[list[str], list[Told]]:
