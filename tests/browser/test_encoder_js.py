@@ -16,6 +16,7 @@ from test_puhui_js import TEXTS
 import experts as sample
 from browsing import ROOT, Bundle, codes, corpus, elsewhere, evaluate
 from puhui.bundles.bundle import seal
+from puhui.bundles.probes import PROBES_FILE, probes_of
 from puhui.evolve.discovery import task_of_group
 from puhui.models.onnx_encoder import EncoderModel, tokenizer_of, tokens_of
 from serving import serving
@@ -34,9 +35,9 @@ ASK = """
   const ort = await import(given[0] + "/runtime/ort.wasm.bundle.min.mjs");
   [ort.env.wasm.numThreads, ort.env.wasm.wasmPaths] = [1, given[0] + "/runtime/"];
   const { loadEncoder } = await import(given[0] + "/puhui/puhui-encoder.js");
-  const expert = await loadEncoder(ort, given[1]);
+  const expert = await loadEncoder(ort, given[1], { probe: true });
   const texts = given[2].map((codes) => codes.map((code) => String.fromCodePoint(code)).join(""));
-  return await Promise.all(texts.map((text) => expert.ask(text)));
+  return { probed: expert.probed, said: await Promise.all(texts.map((text) => expert.ask(text))) };
 """
 
 
@@ -134,14 +135,16 @@ def test_answers_are_pythons(
         pytest.skip("the workshop extra is not installed")
     model = encoders[precision]
     card = sample.card(task_of_group("context:0", "m", ""), labels=model.labels, family="encoder")
-    _, place = seal(tmp_path, card, model, bundle.key)
+    _, place = seal(tmp_path, card, model, bundle.key, more={PROBES_FILE: probes_of(model)})
     texts = random.Random(5).sample([text for text in TEXTS if len(text) < 3000], 250)
     with serving(elsewhere(tmp_path, runtime=RUNTIME)) as url:
         browser.get(url)
         told = evaluate(browser, ASK, url, f"{url}/files/{place.name}", codes(texts))
+    told, probed = told["said"], told["probed"]
     expected = [model.predict_one(text) for text in texts]
     off = np.array([abs(said["confidence"] - sure) for said, (_, sure) in zip(told, expected, strict=True)])
     others = [sure for said, (label, sure) in zip(told, expected, strict=True) if said["label"] != label]
+    assert probed["furthest"] <= (0.1 if "int8" in precision else 1e-4)
     print(f"{precision}: {len(others)} of {len(texts)} labels differ, confidence by {off.max():.1e}, {off.mean():.1e}")
     assert len({label for label, _ in expected}) > 1
     if "int8" not in precision:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -19,6 +20,7 @@ import experts as sample
 from browsing import Bundle, codes, corpus, elsewhere, evaluate
 from puhui.browser import FOLDER
 from puhui.bundles.bundle import open_bundle, seal
+from puhui.bundles.probes import PROBES_FILE, Probe, probes_of
 from puhui.core.errors import BundleError
 from puhui.evolve.discovery import task_of_group
 from puhui.models.hashing import FeatureOptions, features
@@ -124,6 +126,36 @@ def test_a_thousand_texts_in_chromium(browser: Any, cdn: str, bundle: Bundle) ->
     assert threshold is not None
     assert [said["sure"] for said in told["said"]] == [said["confidence"] >= threshold for said in told["said"]]
     assert len({label for label, _ in expected}) > 10  # else equal labels would say little
+
+
+PROBE = """
+  const { load } = await import(given[0]);
+  return (await load(given[1], { probe: true })).probed;
+"""
+
+
+def test_probes_are_answered_as_in_python(browser: Any, bundle: Bundle, tmp_path: Path) -> None:
+    model = bundle.model
+    made = msgspec.json.decode(probes_of(model), type=list[Probe])
+    other = next(label for label in model.labels if label != made[0].label)
+    files = {
+        "right": probes_of(model),
+        "wrong": msgspec.json.encode([msgspec.structs.replace(made[0], label=other, confidence=1.0), *made[1:]]),
+    }
+    card = open_bundle(bundle.place)[0]
+    card = msgspec.structs.replace(card, files={})
+    places = {
+        name: seal(tmp_path, card, model, bundle.key, more={PROBES_FILE: told})[1] for name, told in files.items()
+    }
+    with serving(elsewhere(tmp_path)) as url:
+        browser.get(url)
+        where = [f"{url}/files/{places[name].name}" for name in files]
+        probed = evaluate(browser, PROBE, f"{url}/puhui/puhui.js", where[0])
+        assert probed["texts"] == probed["same"] == len(made)
+        assert probed["furthest"] < 1e-4
+        kind, message, file = evaluate(browser, PROBE, f"{url}/puhui/puhui.js", where[1])
+        assert (kind, file) == ("BundleError", PROBES_FILE)
+        assert "answered otherwise on this device" in message
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")

@@ -13,7 +13,8 @@ import pytest
 import experts
 from puhui.bundles import expert_export
 from puhui.bundles.bundle import seal
-from puhui.bundles.expert_export import HANDFUL, export_expert
+from puhui.bundles.expert_export import export_expert
+from puhui.bundles.probes import TEXTS
 from puhui.core.errors import BundleError, SettingsError
 from puhui.evolve.traffic import Task
 from puhui.models.static import StaticModel
@@ -39,7 +40,7 @@ def test_static(bundle: Path, tmp_path: Path) -> None:
     done = export_expert(bundle, tmp_path / "deep" / "out", "static")
     assert done.files == ("README.md", "static.json", "weights.safetensors")
     again = StaticModel.load(done.folder)
-    assert [again.predict_one(text) for text in HANDFUL] == [experts.model().predict_one(text) for text in HANDFUL]
+    assert [again.predict_one(text) for text in TEXTS] == [experts.model().predict_one(text) for text in TEXTS]
     assert "These files are not signed" in (done.folder / "README.md").read_text()
 
 
@@ -89,7 +90,7 @@ def test_a_form_that_answers_otherwise_is_no_export(
         return labels, logits + np.float32(2e-4)
 
     monkeypatch.setattr(expert_export, "_run_onnx", away)
-    with pytest.raises(BundleError, match=r"answers otherwise .* on 0 of 8 texts, its numbers are 0\.0002 away"):
+    with pytest.raises(BundleError, match=r"answers otherwise .* on 0 of 16 texts, its numbers are 0\.0002 away"):
         export_expert(encoder_bundle, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out-*"))

@@ -25,8 +25,9 @@ from puhui.bundles.card import Card, Ceiling, Data, Kept, Section, Speed, TradeO
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import PAGE_FILE, render_card
 from puhui.bundles.card_words import gaps
-from puhui.bundles.expert_export import FORMS, HANDFUL, export_expert
+from puhui.bundles.expert_export import FORMS, export_expert
 from puhui.bundles.model_card import render_model_card
+from puhui.bundles.probes import TEXTS, probe, probes_of
 from puhui.cascade.guarantee import calibrate_threshold
 from puhui.compress.static_training import StaticOptions, distill_static
 from puhui.core.errors import BundleError
@@ -49,7 +50,7 @@ SLACK = 2_000  # bytes of a weight file that are its header
 
 DRAW = random.Random(5)
 ODD_TEXTS = (
-    *HANDFUL,
+    *TEXTS,
     "\ud800 half a pair \udfff",
     "\x00\x1b[31m\u2028\u2029\ufeff",
     "查询我的账户余额 about my balance and cash",
@@ -217,8 +218,14 @@ def test_size_is_that_of_the_weights_on_disk(model: ExpertModel, saved: Path) ->
     assert abs(on_disk - model.size_bytes) <= 0.02 * on_disk + SLACK * len(weights)
 
 
+def test_it_answers_its_probes_as_where_it_was_made(model: ExpertModel, saved: Path) -> None:
+    probed = probe(type(model).load(saved), probes_of(model), threshold=0.0)
+    assert probed.texts == probed.same >= len(TEXTS)
+    assert probed.furthest < 1e-6
+
+
 def test_threads_get_the_same_answers(model: ExpertModel) -> None:
-    texts = [*QUESTIONS[:40], *HANDFUL]
+    texts = [*QUESTIONS[:40], *TEXTS]
     expected = answers_of(model, texts)
     found: dict[int, list[tuple[str, float]]] = {}
 
@@ -327,7 +334,7 @@ def test_a_sealed_expert_opens_with_a_whole_card(family: str, tmp_path: Path) ->
     pages = {PAGE_FILE: render_card, "README.md": render_model_card}
     expert, place = seal(tmp_path / "experts", card_of(family), made(family), key, more=pages)
     card, model = open_bundle(place, expert=expert, trusted={key.public})
-    assert answers_of(model, HANDFUL) == answers_of(made(family), HANDFUL)
+    assert answers_of(model, TEXTS) == answers_of(made(family), TEXTS)
     assert set(files_of(place)) == {*card.files, CARD_FILE, SIGNATURE_FILE}
     assert {PAGE_FILE, "README.md"} < card.files.keys()
     assert gaps(card) == {}

@@ -18,6 +18,8 @@ const WORDS = {
     time: (us) => `${us} µs on this device`,
     labels: "Answers it knows", coverage: "Answers by itself", risk: "Proven bound on the risk", wire: "Over the wire",
     kept: (size) => `already here, ${size}`, checked: "Checked", id: "Id", family: "Family",
+    probed: "As where it was made",
+    alike: ({ same, texts }) => `${same} of ${texts} texts`,
     checks: { both: "digests and signature", digests: "digests; no Ed25519 here", none: "nothing: no https" },
     atMost: (risk, sure) => `≤ ${risk}, ${sure} sure`,
     damaged: (why) => `The expert's bundle is damaged, so it does not answer. ${why}`,
@@ -41,6 +43,8 @@ const WORDS = {
     time: (us) => `本机用时 ${us} 微秒`,
     labels: "会答的答案数", coverage: "自己回答的比例", risk: "已证明的风险上界", wire: "传输大小",
     kept: (size) => `本机已有 ${size}`, checked: "已核验", id: "编号", family: "类别",
+    probed: "与制作时一致",
+    alike: ({ same, texts }) => `${texts} 条文本中的 ${same} 条`,
     checks: { both: "摘要与签名", digests: "摘要；此浏览器没有 Ed25519", none: "未核验：没有 https" },
     atMost: (risk, sure) => `≤ ${risk}，把握 ${sure}`,
     damaged: (why) => `专家的文件已损坏，因此不作答。${why}`,
@@ -120,7 +124,7 @@ async function choose(next) {
   const url = new URL(next.id, folder).href;
   performance.clearResourceTimings();
   try {
-    const loaded = await load(url, { expert: next.id, cache: true, unchecked: !isSecureContext });
+    const loaded = await load(url, { expert: next.id, cache: true, unchecked: !isSecureContext, probe: true });
     if (chosen !== next.id) return; // another was chosen meanwhile
     expert = loaded;
     const entries = performance.getEntriesByType("resource").filter(({ name }) => name.startsWith(url));
@@ -187,6 +191,7 @@ function showFacts(words) {
     const { digests, signature } = expert.checks;
     facts.push([words.wire, transferred ? size(transferred) : words.kept(size(expert.bytes))]);
     facts.push([words.checked, words.checks[signature ? "both" : digests ? "digests" : "none"]]);
+    if (expert.probed) facts.push([words.probed, words.alike(expert.probed)]);
     facts.push([words.id, chosen.slice(0, 12)]);
   }
   by("facts").replaceChildren(...facts.map(([name, value]) => {

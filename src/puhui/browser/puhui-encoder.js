@@ -8,10 +8,10 @@
  *
  * Bundles are checked as puhui.js checks them. Tokens are those of `tokenizer.json`, for BERT's kind of it: clean
  * text, ideographs apart, accents off, lower case, words and punctuation, WordPiece. ONNX Runtime's int8 kernels differ
- * from machine to machine, and the browser's from Python's: `docs/browser.md` says how much that was when measured.
+ * from machine to machine, and the browser's from Python's: { probe: true } sees whether that changes answers here.
  */
 
-import { BundleError, openBundle, parsed } from "./puhui.js";
+import { BundleError, openBundle, parsed, probe } from "./puhui.js";
 
 const CONFIG = "encoder.json", MODEL = "model.onnx", TOKENIZER = "tokenizer.json";
 const FORMAT = 1, CHARACTERS_A_TOKEN = 32;
@@ -35,8 +35,10 @@ export async function loadEncoder(ort, url, { session = { executionProviders: ["
   } catch (error) {
     throw new BundleError(MODEL, `cannot be opened by ONNX Runtime (${error.message})`);
   }
+  const expert = new EncoderExpert(bundle, config, tokenizer, ort, opened);
+  if (options.probe) await probe(expert, bundle);
   await bundle.keep();
-  return new EncoderExpert(bundle, config, tokenizer, ort, opened);
+  return expert;
 }
 
 /** As `Expert` of puhui.js, but that answers come later. */

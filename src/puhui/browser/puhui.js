@@ -10,6 +10,7 @@
  */
 
 const CARD = "expert.json", SIGNATURE = "signature.json", CONFIG = "static.json", WEIGHTS = "weights.safetensors";
+const PROBES = "probes.json";
 const FORMATS = [3, 4];
 
 /** A bundle is missing something, damaged or not signed. `file` names the file at fault. */
@@ -31,9 +32,10 @@ export async function load(url, options = {}) {
     throw new BundleError(CARD, `is of the family "${bundle.card.family}"; puhui.js runs "static" alone`);
   }
   const [config, weights] = await Promise.all([bundle.read(CONFIG), bundle.read(WEIGHTS)]);
-  const model = new StaticModel(parsed(CONFIG, config), safetensors(weights));
+  const expert = new Expert(bundle, new StaticModel(parsed(CONFIG, config), safetensors(weights)));
+  if (options.probe) await probe(expert, bundle);
   await bundle.keep();
-  return new Expert(bundle, model);
+  return expert;
 }
 
 /** A bundle and its model, ready to answer. */
@@ -51,6 +53,27 @@ export class Expert {
   }
 }
 
+/**
+ * Asks the expert the bundle's probes: `expert.probed` is then { texts, same, furthest }, of how many texts, how many
+ * got the label that they got where the expert was made, and by how much confidences are off at most; null where the
+ * bundle has none. Throws BundleError for another label where either is sure: nothing that was proven holds here then.
+ */
+export async function probe(expert, bundle) {
+  expert.probed = null;
+  if (!bundle.card.files?.[PROBES]) return;
+  const made = parsed(PROBES, await bundle.read(PROBES)), threshold = bundle.card.calibration.threshold ?? Infinity;
+  const found = { texts: made.length, same: 0, furthest: 0 };
+  for (const { text, label, confidence } of made) {
+    const said = await expert.ask(text);
+    found.furthest = Math.max(found.furthest, Math.abs(said.confidence - confidence));
+    if (said.label === label) found.same++;
+    else if (Math.max(said.confidence, confidence) >= threshold) {
+      throw new BundleError(PROBES, `is answered otherwise on this device: "${said.label}" for "${label}"`);
+    }
+  }
+  expert.probed = found;
+}
+
 // --- the bundle: fetched, checked, kept -------------------------------------------------------------------------
 
 /**
@@ -59,6 +82,7 @@ export class Expert {
  * `expert`: the id that it must have. `trusted`: the public keys that may have signed it (default: any).
  * `cache`: keep it in Cache Storage, so that it loads without a network; what a server takes back (404) stays away.
  * `unchecked`: go on where nothing can be checked, as on a page that came over plain HTTP. `fetch`: in place of fetch.
+ * `probe`: see whether the expert answers here as where it was made (`probe`).
  * `checks` says of the digests and the signature whether they were checked: what is checked and wrong is an error.
  */
 export async function openBundle(url, { expert, trusted, cache = false, unchecked = false, fetch } = {}) {

@@ -23,6 +23,7 @@ import numpy as np
 from puhui.bundles.bundle import CARD_FILE, SIGNATURE_FILE, Card, Signed, open_bundle, read_card
 from puhui.bundles.card_page import PAGE_FILE, render_card
 from puhui.bundles.model_card import render_model_card
+from puhui.bundles.probes import TEXTS
 from puhui.core.errors import BundleError, MissingExtra, SettingsError
 from puhui.models.family import ExpertModel, FloatArray
 from puhui.models.onnx_encoder import CONFIG_FILE as ENCODER_FILE
@@ -36,16 +37,6 @@ FILES: dict[Form, tuple[str, ...]] = {
 }
 FORMS: dict[str, Form] = {"encoder": "onnx", "static": "static"}
 """Family → its own form, beside `huggingface`, which every family has."""
-HANDFUL = (
-    "Please move fifty dollars from savings to checking.",
-    "what is the weather like in Shanghai tomorrow",
-    "DELETE the queue named orders-2026 !!",
-    "把明天早上八点的闹钟取消。",
-    "帮我 book 一张去 Paris 的机票 ✈️",
-    "",
-    "\u202eعربى 🙂 naïve",
-    "again " * 400,
-)
 TOLERANCE = 1e-4  # of logits and confidences: the same file on the same runtime, another session
 
 
@@ -58,7 +49,7 @@ class Exported(NamedTuple):
 
 
 def export_expert(
-    bundle: Path, out: Path, form: Form, *, expert: str | None = None, texts: Sequence[str] = HANDFUL
+    bundle: Path, out: Path, form: Form, *, expert: str | None = None, texts: Sequence[str] = TEXTS
 ) -> Exported:
     """Writes the expert of a bundle's folder to `out` in another form, once that was run and compared on `texts`.
 
@@ -78,14 +69,14 @@ def export_expert(
     try:
         draft.mkdir(parents=True)
         _write(bundle, draft, form, signed)
-        _compare(draft, form, model, texts or HANDFUL)
+        _compare(draft, form, model, texts or TEXTS)
         draft.replace(out)
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror or error}; give another -o") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return Exported(out, tuple(names), len(texts or HANDFUL))
+    return Exported(out, tuple(names), len(texts or TEXTS))
 
 
 def _write(bundle: Path, draft: Path, form: Form, signed: Signed) -> None:

@@ -15,7 +15,8 @@ from sqlalchemy import select
 
 from puhui.bundles.bundle import CARD_FILE, Signed, open_bundle, read_card
 from puhui.bundles.card_page import PAGE_FILE, render_card
-from puhui.bundles.expert_export import HANDFUL, Form, export_expert
+from puhui.bundles.expert_export import Form, export_expert
+from puhui.bundles.probes import PROBES_FILE, TEXTS, probe
 from puhui.cli.expert_sheet import print_card
 from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
 from puhui.core.errors import BundleError, SettingsError, UnknownModel
@@ -65,12 +66,18 @@ def show(
 
 @experts_app.command()
 def verify(expert: Named, data_dir: DataFolder = None, store: StoreUrl = None) -> None:
-    """Check every digest and the signature of a bundle; exit code 2 and the file's name if one is wrong."""
+    """Check every digest and the signature of a bundle, and that it answers here as where it was made.
+
+    Exit code 2, and the file's name, if one is wrong.
+    """
     folder, id = _find(expert, store, data_dir)
     signed = read_card(folder, expert=id)
     card, model = open_bundle(folder, expert=signed.id)
     typer.echo(f"{folder} is whole and signed: task {card.task_name!r}, {len(model.labels)} labels")
     typer.echo(f"family  {card.family}\nid      {signed.id}\nkey     {signed.key}")
+    if PROBES_FILE in card.files:
+        probed = probe(model, (folder / PROBES_FILE).read_bytes(), card.calibration.get("threshold"))
+        typer.echo(f"answers {probed.same} of {probed.texts} texts as where it was made, off by {probed.furthest:.0e}")
     for name, digest in card.files.items():
         typer.echo(f"{digest}  {name}")
 
@@ -90,7 +97,7 @@ def export(
 ) -> None:
     """Write an expert as ONNX, static weights or a repository for Hugging Face, and compare it with the bundle."""
     folder, id = _find(expert, store, data_dir)
-    exported = export_expert(folder, out, form, expert=id, texts=_lines(texts) if texts else HANDFUL)
+    exported = export_expert(folder, out, form, expert=id, texts=_lines(texts) if texts else TEXTS)
     if json:
         typer.echo(msgspec.json.encode(exported._asdict() | {"folder": str(exported.folder)}).decode())
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from puhui.bundles.bundle import Card, open_bundle, seal
+from puhui.bundles.probes import PROBES_FILE, probes_of
 from puhui.cascade.agreement import Rule, loss_of
 from puhui.cascade.guarantee import calibrate_threshold, spend
 from puhui.compress.answer_shape import rule_of
@@ -242,7 +243,8 @@ class Learner:
             parent=held.id if held is not None else None,
             agreement_rule=msgspec.to_builtins(candidate.rule),
         )
-        expert, place = seal(self._folder, card, candidate.model, self._key)
+        probes = {PROBES_FILE: probes_of(candidate.model)}
+        expert, place = seal(self._folder, card, candidate.model, self._key, more=probes)
         self._memory.promote(task, progress, expert, place, verdict, forgettings=forgettings)
         log.info("expert %s of task %s: %s", expert[:12], task.id, verdict.reason)
 
