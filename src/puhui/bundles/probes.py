@@ -78,6 +78,6 @@ def probe(model: ExpertModel, content: bytes, threshold: float | None) -> Probed
         if label != made.label and threshold is not None and max(confidence, made.confidence) >= threshold:
             raise BundleError(
                 f"of {made.text[:60]!r} the expert says {label!r} ({confidence:.3f}) here, {made.label!r} "
-                f"({made.confidence:.3f}) where it was made: its guarantee does not hold here; make it anew on this runtime"
+                f"({made.confidence:.3f}) where it was made: its guarantee does not hold here; make it on this runtime"
             )
     return Probed(len(probes), same, furthest)
