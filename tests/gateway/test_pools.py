@@ -84,3 +84,29 @@ def test_an_expert_answers_those_whose_traffic_taught_it_and_nobody_else(tmp_pat
                     answered_by_expert(node, key, question, said)
                 for key in strangers:
                     assert {ask(node, key, question, **said) for _ in range(4)} == {"big"}
+
+
+def test_who_inherits_goes_on_with_what_was_learned_before_there_were_keys(tmp_path: Path, big: BigModel) -> None:
+    big.rule = sample.subject_of
+    question = sample.questions(1)[0]
+    with keyed(tmp_path, big.url) as node:
+        signing = load_or_create_key(tmp_path / "keys" / "node.key")
+        sample.promote(node.store, tmp_path / "experts", signing, group_key("m", "", "context", sample.SYSTEM))
+        wait_until(lambda: node.chat(messages=chat(question)).headers["x-puhui-by"].startswith("expert"))
+        admin, _ = node.key("admin", scopes=["admin"])
+        heir, _ = node.key("heir", inherit=True)
+        late, late_id = node.key("late")
+        wait_until(lambda: node.chat().status_code == 401)  # the node has seen the first
+        ready(node, late)
+        assert ask(node, heir, question) == "expert"
+        assert {ask(node, key, question) for key in (admin, late)} == {"big"}
+        change = {"rules": {"inherit": True}}
+        url = f"/puhui/v1/keys/{late_id}"
+        assert node.http.patch(url, json=change, headers=bearer(admin)).json()["rules"]["inherit"] is True
+        assert ask(node, late, question) == "expert"
+        refused = node.http.patch(url, json={"rules": {"share": True}}, headers=bearer(admin))
+        assert (refused.status_code, "two pools" in refused.text) == (400, True)
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": sample.SYSTEM}, {"role": "user", "content": question}]

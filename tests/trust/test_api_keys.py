@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puhui.core.errors import NotAllowed, SettingsError
+from puhui.core.request import Caller
 from puhui.trust.api_keys import PREFIX, Rules, checked_name, digest_of, new_key, read_rules, same_digest
 
 
@@ -43,6 +44,8 @@ def test_whose_requests_are() -> None:
     _, sharing = new_key("b", Rules(share=True))
     assert (alone.caller.key, alone.caller.pool, alone.caller.keep) == (alone.id, alone.id, "nothing")
     assert (sharing.caller.key, sharing.caller.pool, sharing.caller.keep) == (sharing.id, "shared", None)
+    _, inheriting = new_key("c", Rules(inherit=True))
+    assert (inheriting.caller.key, inheriting.caller.pool) == (inheriting.id, Caller().pool)
     sharing.caller.check_model("anything")
     alone.caller.check_model("m")
     with pytest.raises(NotAllowed, match="only for m"):
@@ -70,6 +73,7 @@ def test_scopes() -> None:
         {"kwh_per_month": "2"},
         {"keep": "all"},
         {"share": "yes"},
+        {"share": True, "inherit": True},
         {"models": "gpt"},
         {"models": [""]},
         {"models": ["x" * 201]},

@@ -27,7 +27,7 @@ function drawKey(key) {
     h("dl", {}, fact(say("mayDo"), rules.scopes.map((scope) => say(`scope_${scope}`)).join(", ")),
       fact(say("limits"), limits.length ? limits.map((line) => h("div", {}, line)) : say("noLimits")),
       fact(say("modelsAllowed"), rules.models?.length ? rules.models.join(", ") : say("anyModel")),
-      fact(say("learns"), say(rules.share ? "shared" : "alone_")),
+      fact(say("learns"), say(rules.inherit ? "inherited" : rules.share ? "shared" : "alone_")),
       fact(say("kept"), rules.keep ? say(`keep_${rules.keep}`) : say("keptAsNode")),
       fact(say("spent"), spent(key))),
     active && h("p", { class: "buttons" },
@@ -76,7 +76,7 @@ function form(key) {
     h("div", { class: "row" }, field("expires", say("keyExpires"), h("input", { id: "expires", name: "expires", type: "date", value: lastDay(key) })),
       field("keep", say("kept"), h("select", { id: "keep", name: "keep" }, h("option", { value: "" }, say("keptAsNode")), KEEPS.map((keep) => h("option", { value: keep, selected: rules.keep === keep }, say(`keep_${keep}`)))))),
     field("key-models", say("keyModels"), h("input", { id: "key-models", name: "models", value: (rules.models ?? []).join(", "), autocomplete: "off" })),
-    h("p", { class: "checks" }, h("label", {}, h("input", { type: "checkbox", name: "share", checked: Boolean(rules.share) }), " ", say("keyShare"))),
+    h("p", { class: "checks" }, ["share", "inherit"].map((name) => h("label", {}, h("input", { type: "checkbox", name, checked: Boolean(rules[name]) }), " ", say(`key_${name}`)))),
     h("p", { class: "buttons" }, h("button", { type: "button", onclick: () => by("edit").close() }, say("no")),
       h("button", { class: "main", type: "submit" }, say(key ? "save" : "makeIt"))),
   ];
@@ -91,7 +91,7 @@ function filled(key) {
   return {
     name: text("name"), ...(text("expires") === lastDay(key) ? {} : { expires }),
     rules: { ...Object.fromEntries(limits), scopes: data.getAll("scopes"), models: models.length ? models : null,
-      share: data.has("share") || null, keep: text("keep") || null },
+      share: data.has("share") || null, inherit: data.has("inherit") || null, keep: text("keep") || null },
   };
 }
 

@@ -24,6 +24,8 @@ PREFIX = "pk-puhui-"
 """What every key begins with, so that people and scanners for leaked secrets know it."""
 SHARED = "shared"
 """The pool of all keys that agreed to learn together."""
+OF_NO_KEY = ""
+"""The pool of requests without a key, while there was none."""
 LONGEST_NAME = 128
 
 Scope: TypeAlias = Literal["chat", "embeddings", "read", "admin"]
@@ -40,8 +42,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Scopes: `chat` asks for answers, `embeddings` for embeddings, `read` sees the node's bill, experts, metrics and
     live traffic (of every key), `admin` does everything, keys included. Money is in the tariff's currency; days and
-    months are UTC's. `share`: experts are learned together with all others who share. `keep` is the most that may be
-    kept of prompts and answers (None: what the node keeps).
+    months are UTC's. `share`: experts are learned together with all others who share; `inherit`: with what was learned
+    before there were keys, and all others who inherit. `keep` is the most that may be kept of prompts and answers
+    (None: what the node keeps).
     """
 
     scopes: tuple[Scope, ...] = ("chat", "embeddings")
@@ -53,6 +56,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kwh_per_month: _Amount | None = None
     models: tuple[_Model, ...] = ()
     share: bool = False
+    inherit: bool = False
     keep: Keep | None = None
 
     def allow(self, scope: Scope) -> bool:
@@ -87,8 +91,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def caller(self) -> Caller:
-        """Whose a request with this key is: alone in its pool unless it shares."""
-        return Caller(self.id, SHARED if self.rules.share else self.id, self.rules.keep, self.rules.models)
+        """Whose a request with this key is: alone in its pool unless it shares or inherits."""
+        rules = self.rules
+        pool = OF_NO_KEY if rules.inherit else SHARED if rules.share else self.id
+        return Caller(self.id, pool, rules.keep, rules.models)
 
 
 def new_key(name: str, rules: Rules, *, expires: float | None = None) -> tuple[str, ApiKey]:
@@ -131,4 +137,8 @@ def read_rules(given: Mapping[str, Any]) -> Rules:
         raise SettingsError(f"the key's rules are not usable: {error}; there are: {allowed}") from error
     if not rules.scopes:
         raise SettingsError(f"a key without scopes may do nothing; give one or more of {', '.join(SCOPES)}")
+    if rules.share and rules.inherit:
+        raise SettingsError(
+            "the key's rules share and inherit name two pools, and a key learns in one; take one of them away"
+        )
     return rules
