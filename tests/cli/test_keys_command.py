@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,50 @@ def test_from_the_first_key_to_its_end(tmp_path: Path) -> None:
     assert told(tmp_path, "show", "owner")["spent"]["month"]["requests"] == 0
     assert "revoked" in run(tmp_path, "revoke", "team").stdout
     assert told(tmp_path, "show", team["id"])["state"] == "revoked"
+
+
+def test_a_key_is_changed_and_the_rest_of_it_stays(tmp_path: Path) -> None:
+    made = told(
+        tmp_path, "new", "team", "--requests", "60", "--money-day", "2", "--days", "30", "--model", "m", "--share"
+    )
+    changed = told(
+        tmp_path, "change", "team", "--requests", "90", "--kwh-month", "2.5", "--without", "money-day", "--name", "crew"
+    )
+    assert changed["rules"] == {
+        "scopes": ["chat", "embeddings"],
+        "requests_per_minute": 90,
+        "kwh_per_month": 2.5,
+        "models": ["m"],
+        "share": True,
+    }
+    assert (changed["id"], changed["name"], changed["expires"]) == (made["id"], "crew", made["expires"])
+    options = ("--without", "share", "--inherit", "--without", "days", "--scope", "read", "--without", "model")
+    again = told(tmp_path, "change", made["id"], *options)
+    assert again["rules"] == {
+        "scopes": ["read"],
+        "requests_per_minute": 90,
+        "kwh_per_month": 2.5,
+        "inherit": True,
+    }
+    assert again["expires"] is None
+    assert told(tmp_path, "change", "crew", "--days", "1")["expires"] == pytest.approx(time.time() + 86_400.0, abs=60.0)
+    assert "is changed" in run(tmp_path, "change", "crew", "--keep", "nothing").stdout
+    assert told(tmp_path, "show", "crew")["rules"]["keep"] == "nothing"
+
+
+def test_changes_that_cannot_be(tmp_path: Path) -> None:
+    run(tmp_path, "new", "team", "--share")
+    for arguments, said in (
+        (("--without", "money"), "allowed: requests"),
+        (("--requests", "0"), "rules"),
+        (("--inherit",), "two pools"),
+        (("--name", ""), "name"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            run(tmp_path, "change", "team", *arguments)
+    with pytest.raises(UnknownModel, match="no key"):
+        run(tmp_path, "change", "nobody", "--requests", "5")
+    assert told(tmp_path, "show", "team")["rules"] == {"scopes": ["chat", "embeddings"], "share": True}
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`puhui keys`: make, list, show and revoke the keys of a node. A node that runs sees it within a second."""
+"""`puhui keys`: make, list, show, change and revoke the keys of a node. A node that runs sees it within a second."""
 
 from __future__ import annotations
 
@@ -22,55 +22,63 @@ from puhui.gateway.allowance import Allowances
 from puhui.gateway.key_ring import KeyRing
 from puhui.store.database import open_store
 from puhui.store.key_table import KeyTable
-from puhui.trust.api_keys import ApiKey, new_key, read_rules
+from puhui.trust.api_keys import ApiKey, checked_name, new_key, read_rules
 
 keys_app = typer.Typer(help="The keys of a node, and what each may do and spend.", no_args_is_help=True)
 
 DAY_S = 86_400.0
 Named = Annotated[str, typer.Argument(help="A key's id (its beginning is enough) or its name.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option(help="chat, embeddings, read or admin; may be repeated. A new key has chat and embeddings."),
+]
+Days = Annotated[float | None, typer.Option(help="Days from now until it expires.")]
+Requests = Annotated[int | None, typer.Option(help="Most requests a minute.")]
+Tokens = Annotated[int | None, typer.Option(help="Most tokens a minute.")]
+MoneyDay = Annotated[float | None, typer.Option(help="Most money a day.")]
+MoneyMonth = Annotated[float | None, typer.Option(help="Most money a month.")]
+KwhDay = Annotated[float | None, typer.Option(help="Most kWh a day.")]
+KwhMonth = Annotated[float | None, typer.Option(help="Most kWh a month.")]
+Models = Annotated[list[str] | None, typer.Option(help="A model that it may ask for; may be repeated.")]
+Share = Annotated[bool | None, typer.Option("--share", help="Learn experts together with all keys that share.")]
+Inherit = Annotated[bool | None, typer.Option("--inherit", help="Go on with what was learned before there were keys.")]
+Keeps = Annotated[str | None, typer.Option(help="Most that is kept of its texts: nothing, redacted or whole.")]
+Limits = tuple[int | None, int | None, float | None, float | None, float | None, float | None]
+
+_LIMITS = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "money-day": "money_per_day",
+    "money-month": "money_per_month",
+    "kwh-day": "kwh_per_day",
+    "kwh-month": "kwh_per_month",
+}
+_OTHERS = {"days": "expires", "model": "models", "share": "share", "inherit": "inherit", "keep": "keep"}
 
 
 @keys_app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(help="chat, embeddings, read or admin; may be repeated.", show_default="chat and embeddings"),
-    ] = None,
-    days: Annotated[float | None, typer.Option(help="Days until it expires.", show_default="never")] = None,
-    requests: Annotated[int | None, typer.Option(help="Most requests a minute.", show_default="no limit")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Most tokens a minute.", show_default="no limit")] = None,
-    money_day: Annotated[float | None, typer.Option(help="Most money a day.", show_default="no limit")] = None,
-    money_month: Annotated[float | None, typer.Option(help="Most money a month.", show_default="no limit")] = None,
-    kwh_day: Annotated[float | None, typer.Option(help="Most kWh a day.", show_default="no limit")] = None,
-    kwh_month: Annotated[float | None, typer.Option(help="Most kWh a month.", show_default="no limit")] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A model that it may ask for; may be repeated.", show_default="any"),
-    ] = None,
-    share: Annotated[bool, typer.Option("--share", help="Learn experts together with all keys that share.")] = False,
-    keep: Annotated[
-        str | None,
-        typer.Option(help="Most that is kept of its texts: nothing, redacted or whole.", show_default="as the node"),
-    ] = None,
+    scope: Scopes = None,
+    days: Days = None,
+    requests: Requests = None,
+    tokens: Tokens = None,
+    money_day: MoneyDay = None,
+    money_month: MoneyMonth = None,
+    kwh_day: KwhDay = None,
+    kwh_month: KwhMonth = None,
+    model: Models = None,
+    share: Share = None,
+    inherit: Inherit = None,
+    keep: Keeps = None,
     data_dir: DataFolder = None,
     store: StoreUrl = None,
     json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown once, now: what is kept is a digest of it."""
-    rules = {
-        "scopes": scope or None,
-        "requests_per_minute": requests,
-        "tokens_per_minute": tokens,
-        "money_per_day": money_day,
-        "money_per_month": money_month,
-        "kwh_per_day": kwh_day,
-        "kwh_per_month": kwh_month,
-        "models": model or None,
-        "share": share or None,
-        "keep": keep,
-    }
-    shown, key = new_key(name, read_rules(rules), expires=_expires(days))
+    """Make a key. It is shown once, now: what is kept is a digest of it. What no option limits has no limit."""
+    limits = (requests, tokens, money_day, money_month, kwh_day, kwh_month)
+    rules = read_rules(_rules(scope, limits, model, share, inherit, keep))
+    shown, key = new_key(name, rules, expires=_expires(days))
     with _table(store, data_dir, create=True) as table:
         table.add(row_of(key))
     if json:
@@ -78,6 +86,48 @@ def new(
         return
     typer.echo(shown)
     typer.echo(f"The key {key.id} of {key.name}. Keep it safe: it cannot be shown again.", err=True)
+
+
+@keys_app.command()
+def change(
+    key: Named,
+    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    scope: Scopes = None,
+    days: Days = None,
+    requests: Requests = None,
+    tokens: Tokens = None,
+    money_day: MoneyDay = None,
+    money_month: MoneyMonth = None,
+    kwh_day: KwhDay = None,
+    kwh_month: KwhMonth = None,
+    model: Models = None,
+    share: Share = None,
+    inherit: Inherit = None,
+    keep: Keeps = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A rule to take away, by the name of its option; may be repeated.")
+    ] = None,
+    data_dir: DataFolder = None,
+    store: StoreUrl = None,
+    json: AsJson = False,
+) -> None:
+    """Change a key's name, end or rules. What no option names stays."""
+    limits = (requests, tokens, money_day, money_month, kwh_day, kwh_month)
+    taken = _taken_away(without or [])
+    rules = _rules(scope, limits, model, share, inherit, keep) | dict.fromkeys(taken - {"expires"})
+    with _table(store, data_dir) as table:
+        found = _find(KeyRing(table), key)
+        values: dict[str, Any] = {"rules": read_rules(found.rules.as_dict() | rules).as_dict()}
+        if name is not None:
+            values["name"] = checked_name(name)
+        if days is not None or "expires" in taken:
+            values["expires"] = None if "expires" in taken else _expires(days)
+        table.change(found.id, **values)
+        after = KeyRing(table).get(found.id) or found
+    if json:
+        _echo(shown_key(after, time.time()))
+    else:
+        typer.echo(f"{after.id} of {after.name} is changed; `puhui keys show {after.id}` shows its rules")
 
 
 @keys_app.command("list")
@@ -130,6 +180,28 @@ def revoke(key: Named, data_dir: DataFolder = None, store: StoreUrl = None, json
         _echo(shown_key(after, time.time()))
     else:
         typer.echo(f"{after.id} of {after.name} is revoked")
+
+
+def _rules(
+    scopes: list[str] | None,
+    limits: Limits,
+    models: list[str] | None,
+    share: bool | None,
+    inherit: bool | None,
+    keep: str | None,
+) -> dict[str, Any]:
+    """The rules that were given, by their names."""
+    rules: dict[str, Any] = dict(zip(_LIMITS.values(), limits, strict=True))
+    rules |= {"scopes": scopes or None, "models": models or None, "share": share, "inherit": inherit, "keep": keep}
+    return {name: value for name, value in rules.items() if value is not None}
+
+
+def _taken_away(options: list[str]) -> set[str]:
+    """The rules of these options, and `expires` for days."""
+    known = _LIMITS | _OTHERS
+    if unknown := sorted(set(options) - known.keys()):
+        raise SettingsError(f"--without is {unknown[0]!r}; allowed: {', '.join(known)}")
+    return {known[option] for option in options}
 
 
 @contextmanager
