@@ -135,7 +135,7 @@ def test_export(run: Any, tmp_path: Path) -> None:
     code, out, _ = run("export", str(place), "--out", str(tmp_path / "b"), "--format", "huggingface", "--json")
     assert code == 0
     told = json.loads(out)
-    assert (told["folder"], told["texts"]) == (str(tmp_path / "b"), 8)
+    assert (told["folder"], told["texts"]) == (str(tmp_path / "b"), 16)
     assert run("verify", str(tmp_path / "b" / "expert"))[0] == 0
     assert "expert/expert.json" in told["files"]
 
