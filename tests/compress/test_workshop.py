@@ -201,6 +201,34 @@ def test_no_task_here(tmp_path: Path, key: SigningKey, answer: object, told: str
     assert not (tmp_path / "made").exists()
 
 
+COLOURS = ("red", "blue", "green", "white", "black", "grey")
+
+
+def colours_of(n: int) -> list[str]:
+    return [colour for bit, colour in enumerate(COLOURS) if n * 37 >> bit & 1]
+
+
+SHAPED = {
+    "label_set": lambda n: json.dumps(colours_of(n)),
+    "number": lambda n: f"{n % 73} km",
+    "span": lambda n: f"Bad {n % 60}",
+    "fields": lambda n: json.dumps({"town": f"Bad {n % 60}", "beds": n % 73}),
+}
+
+
+@pytest.mark.parametrize("family", SHAPED)
+def test_answers_of_any_shape_need_no_more_than_a_hundred_and_fifty(
+    tmp_path: Path, key: SigningKey, family: str
+) -> None:
+    texts = [f"{n % 73} {' '.join(colours_of(n))} rooms in Bad {n % 60}, please" for n in range(150)]
+    told: list[Told | None] = [Told(answer=SHAPED[family](n)) for n in range(150)]
+    teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))
+    made = craft(teacher, Rows(texts=texts, told=told), order(tmp_path, goal=Goal(keep=0.0, trials=1)), key)
+    assert made.card.family == family
+    with pytest.raises(LearningError, match="records is seen from 84 on, and here are 60"):
+        craft(teacher, Rows(texts=texts[:60], told=told[:60]), order(tmp_path, "few"), key)
+
+
 def test_a_target_that_nothing_meets(tmp_path: Path, key: SigningKey) -> None:
     teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))
     goal = Goal(profile=Profile(name="button", bytes=100), keep=0.9, trials=2)

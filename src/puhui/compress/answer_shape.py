@@ -13,6 +13,7 @@ knows that they are labels need not look for a shape.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias, TypeVar
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 MOST_LABELS = 1000
 FEWEST_ANSWERS = 100
+FEWEST_ASKED_FOR = 50
+"""Where somebody says that there is a task, fewer show its kind: a wrong guess would teach badly, not prove wrongly."""
 RARE = 0.05
 """Share of answers that may be unlike all others and are left to the big model."""
 FEW_LABELS = 10
@@ -110,8 +113,8 @@ class Fields(msgspec.Struct, frozen=True, tag="fields"):
 Shape: TypeAlias = Label | LabelSet | Number | Span | Fields
 
 
-def find_shape(texts: Sequence[str], answers: Sequence[str]) -> Shape | None:
-    """The shape of the big model's answers, `answers[i]` to `texts[i]`; None for open text or fewer than 100.
+def find_shape(texts: Sequence[str], answers: Sequence[str], *, fewest: int = FEWEST_ANSWERS) -> Shape | None:
+    """The shape of the big model's answers, `answers[i]` to `texts[i]`; None for open text or fewer than `fewest`.
 
     >>> rows = [(f"{n} nights in {city}", city) for city in ("Ulm", "Köln") for n in range(90)]
     >>> find_shape(*zip(*rows))
@@ -119,13 +122,18 @@ def find_shape(texts: Sequence[str], answers: Sequence[str]) -> Shape | None:
     >>> find_shape([""] * 300, [f"{n % 41} km" for n in range(300)])
     Number(low=1.0, high=38.0, before='', after=' km', tolerance=0.0)
     """
-    if len(answers) < FEWEST_ANSWERS:
+    if len(answers) < fewest:
         return None
     said = [canonical(answer) for answer in answers]
-    labels = closed_set(said)
+    labels = closed_set(said, fewest=fewest)
     if labels is not None and len(labels) <= FEW_LABELS:
         return Label(labels)
-    found = find_fields(texts, said) or _span(texts, said) or _number(said, labels) or _label_set(said)
+    found = (
+        find_fields(texts, said, fewest=fewest)
+        or _span(texts, said)
+        or _number(said, labels)
+        or _label_set(said, fewest=fewest)
+    )
     if labels is not None and (found is None or len(labels) <= 2 * _most_labels(found)):
         return Label(labels)
     return found
@@ -146,17 +154,17 @@ def rule_of(shape: Shape) -> Rule:
             return EXACT
 
 
-def closed_set(answers: Sequence[str]) -> tuple[str, ...] | None:
+def closed_set(answers: Sequence[str], *, fewest: int = FEWEST_ANSWERS) -> tuple[str, ...] | None:
     """The labels that the answers are drawn from, most frequent first; None when they form no closed set.
 
     Good and Turing (Good 1953): the chance that the next answer is one never seen is about the share of
-    answers seen only once. The set counts as closed when that is at most 5 %, over at least 100 answers.
+    answers seen only once. The set counts as closed when that is at most 5 %, over at least `fewest` answers.
     Answers seen once are left out: an expert cannot learn them, and leaves them to the big model.
 
     >>> closed_set(["spam", "ham"] * 60)
     ('spam', 'ham')
     """
-    if len(answers) < FEWEST_ANSWERS:
+    if len(answers) < fewest:
         return None
     counts = Counter(canonical(answer) for answer in answers)
     once = sum(count == 1 for count in counts.values())
@@ -194,7 +202,7 @@ def _most_labels(shape: Shape) -> int:
             return 0
 
 
-def find_fields(texts: Sequence[str], answers: Sequence[str]) -> Fields | None:
+def find_fields(texts: Sequence[str], answers: Sequence[str], *, fewest: int = FEWEST_ANSWERS) -> Fields | None:
     """The fields of answers that are JSON objects with the same keys; None where they are not, or one is open text."""
     records = [(text, answer, read_leaves(answer)) for text, answer in zip(texts, answers, strict=True)]
     keys = _commonest(tuple(leaf.path for leaf in leaves) for _, _, leaves in records if leaves)
@@ -219,7 +227,7 @@ def find_fields(texts: Sequence[str], answers: Sequence[str]) -> Fields | None:
             continue
         quoted = _is_quoted([leaf for _, leaf in column])
         values = [_field_text(answer, leaf, quoted=quoted) for answer, leaf in column]
-        shape = find_shape([text for text, _, _ in kept], values)
+        shape = find_shape([text for text, _, _ in kept], values, fewest=fewest)
         if shape is None or isinstance(shape, Fields):
             return None
         fields[path] = Field(shape, quoted)
@@ -262,16 +270,18 @@ def _number(answers: Sequence[str], labels: tuple[str, ...] | None) -> Number | 
     low, high = np.quantile(values, [RARE, 1.0 - RARE]).tolist()
     if not 0.0 < high - low < np.inf:
         return None
-    if labels is not None:  # so few that they may be codes: are they names, or do they not fill their range?
-        if (last := around[0].rstrip()[-1:]).isalpha() or last in BEFORE_CODES:
+    if labels is not None or len(answers) < FEWEST_ANSWERS:  # they may be codes: are they names?
+        last = around[0].rstrip()[-1:]
+        if last.isalpha() or last in BEFORE_CODES:
             return None
+    if labels is not None:  # do they fill their range?
         said = np.unique(values[(values >= low) & (values <= high)])
         if len(said) < FILLED * ((high - low) / np.diff(said).min() + 1.0):
             return None
     return Number(low, high, *around)
 
 
-def _label_set(answers: Sequence[str]) -> LabelSet | None:
+def _label_set(answers: Sequence[str], *, fewest: int) -> LabelSet | None:
     for separator in (None, *SEPARATORS):
         if sum((separator or "[") in answer for answer in answers) < FEWEST_LISTS * len(answers):
             continue
@@ -281,7 +291,7 @@ def _label_set(answers: Sequence[str]) -> LabelSet | None:
             continue
         labels = [[answer[start:end] for start, end in items] for answer, items in lists]
         twice = sum(len(set(each)) < len(each) for each in labels)
-        if twice > RARE * len(labels) or closed_set([label for each in labels for label in each]) is None:
+        if twice > RARE * len(labels) or closed_set(list(itertools.chain(*labels)), fewest=fewest) is None:
             continue
         before, between, after = _commonest(
             (answer[: items[0][0]], answer[items[0][1] : items[1][0]], answer[items[-1][1] :])

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
 from puhui.cascade.agreement import agreements
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
-from puhui.compress.answer_shape import Label, Shape, find_shape, rule_of
+from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
 from puhui.compress.inquiry import Inquiry, others
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
 from puhui.compress.recipes import Kitchen, Material, StaticRecipe
@@ -122,9 +123,9 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     texts, told = inquiry.answers(rows)
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
-    added = inquiry.added([texts[row] for row in parts[0]])
     with_itself = inquiry.self_agreement(rule_of(shape))
     material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
+    added = inquiry.added([texts[row] for row in parts[0]])
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
     search = Search(
@@ -136,9 +137,9 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         seed=order.seed,
         show=watcher.judged,
         progress=watcher.building,
-    )
         ceiling=1.0 if with_itself is None else with_itself.ceiling,
     found = search.run()
+    )
     chosen = _chosen(found, order, watcher)
     model = _finished(chosen, search.kitchen, taught, held, order, watcher)
     if added:
@@ -180,13 +181,28 @@ def _shape(teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teachin
     the answers that teach look like: what is proven by the others must not depend on them."""
     if teacher.labels or any(one.probabilities is not None for one in told):
         return _labels([one.answer for one in told])
-    found = find_shape([texts[row] for row in teaching], [told[row].answer for row in teaching])
+    taught = [told[row].answer for row in teaching]
+    found = find_shape([texts[row] for row in teaching], taught, fewest=FEWEST_ASKED_FOR)
+    if found is None and len(taught) < FEWEST_ASKED_FOR:
+        return _labels([one.answer for one in told], few=True)
     return found or _labels([one.answer for one in told])
 
 
-def _labels(answers: Sequence[str]) -> Label:
-    """The answers as labels, those said once left out. LearningError where an expert can learn nothing of them."""
-    counts = check_answers(answers)
+def _labels(answers: Sequence[str], *, few: bool = False) -> Label:
+    """The answers as labels, those said once left out. LearningError where an expert can learn nothing of them.
+
+    `few`: there are too few to see whether they are something else.
+    """
+    try:
+        counts = check_answers(answers)
+    except LearningError as error:
+        if not few:
+            raise
+        needed = math.ceil(FEWEST_ASKED_FOR / (1 - CALIBRATING - JUDGING))
+        raise LearningError(
+            f"{error}. Or there are too few: whether answers are sets, numbers, passages or records is seen from "
+            f"{needed} on, and here are {len(answers)}"
+        ) from error
     return Label(tuple(answer for answer, count in counts.most_common() if count > 1))
 
 
