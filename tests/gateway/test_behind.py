@@ -159,6 +159,47 @@ def test_a_callers_own_key_that_is_refused_is_the_callers_matter(tmp_path: Path)
     assert (reply.status_code, reply.json()) == (401, {"error": {"message": "what is Bearer sk-theirs?"}})
 
 
+TOLD = {
+    "openai-processing-ms": "12",
+    "x-ratelimit-remaining-requests": "59",
+    "x-request-id": "req_theirs",
+    "cf-ray": "1a2b",
+    "openai-version": "caf\u00e9",
+    "set-cookie": "a=b",
+    "keep-alive": "timeout=5",
+    "x-puhui-by": "them",
+    "strict-transport-security": "max-age=1",
+}
+
+
+class Tells(BigModel):
+    """Has headers of many kinds in its replies."""
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        reply = await super()._chat(http)
+        reply.headers.update(TOLD)
+        return reply
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_of_the_big_models_reply_that_clients_read_come_back(tmp_path: Path, stream: bool) -> None:
+    with serving(Tells().app) as url, node(tmp_path, upstream(f"{url}/v1")) as http:
+        reply = ask(http, stream=stream)
+        with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="sk-1", max_retries=0) as client:
+            raw = client.chat.completions.with_raw_response.create(
+                model="puhui", messages=[{"role": "user", "content": "hi"}]
+            )
+    assert reply.status_code == 200
+    assert raw.headers["openai-processing-ms"] == reply.headers["openai-processing-ms"] == "12"
+    assert reply.headers["x-ratelimit-remaining-requests"] == "59"
+    assert reply.headers["x-upstream-request-id"] == "req_theirs"
+    assert reply.headers["x-request-id"] not in ("", "req_theirs")
+    assert reply.headers["cf-ray"] == "1a2b"
+    assert reply.headers["x-puhui-by"] == "big:big"
+    assert not {"set-cookie", "keep-alive", "strict-transport-security", "openai-version"} & set(reply.headers)
+    assert len(reply.headers.get_list("x-request-id")) == len(reply.headers.get_list("x-puhui-by")) == 1
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_event(tmp_path: Path) -> None:
     with serving(BreaksOff().app) as url, node(tmp_path, upstream(f"{url}/v1", retries=3)) as http:
         reply = ask(http, stream=True)

@@ -15,6 +15,10 @@ import pytest
 from bench.stand_in import stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from keyed import Keyed, bearer, keyed, keyed_and_big
 from puhui.core.errors import SettingsError
@@ -23,7 +27,7 @@ from puhui.gateway.server import ServeSettings, node_app
 from puhui.store.database import sqlite_url
 from puhui.store.key_table import KeyTable
 from puhui.store.tables import ledger
-from serving import BigModel, wait_until
+from serving import BigModel, serving, wait_until, whole
 
 
 @pytest.fixture
@@ -252,6 +256,30 @@ def test_models_are_shown_to_who_may_ask_for_them(tmp_path: Path) -> None:
         assert error_of(shown(few, "/org/small"))["code"] == "not_allowed"
         assert shown(few).headers["x-ratelimit-remaining-requests"] == "0"
         assert shown(few).status_code == 429
+
+
+def test_a_keys_own_limits_take_the_place_of_the_upstreams(tmp_path: Path) -> None:
+    async def chat(_: Request) -> Response:
+        theirs = {"x-ratelimit-limit-requests": "9000", "x-ratelimit-limit-tokens": "7"}
+        return Response(whole("hi"), headers=theirs, media_type="application/json")
+
+    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    with serving(app) as upstream, keyed(tmp_path, f"{upstream}/v1", keys_required=True) as node:
+        limited, _ = node.key(requests_per_minute=9)
+        free, _ = node.key()
+        seen(node, free)
+        told = [
+            {
+                name: value
+                for name, value in node.chat(key).headers.multi_items()
+                if name.startswith("x-ratelimit-limit")
+            }
+            for key in (limited, free)
+        ]
+    assert told == [
+        {"x-ratelimit-limit-requests": "9"},
+        {"x-ratelimit-limit-requests": "9000", "x-ratelimit-limit-tokens": "7"},
+    ]
 
 
 def test_a_budget_is_spent_to_its_end_and_a_node_that_starts_again_remembers(tmp_path: Path, big: BigModel) -> None:

@@ -12,6 +12,10 @@ import httpx
 import openai
 import pytest
 from bench.stand_in import stand_in
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from test_app import shout
 
 from puhui.gateway.app import build_app
@@ -112,6 +116,24 @@ def test_errors(
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/models", "/v1/models/m"])
+def test_the_query_goes_on(tmp_path: Path, path: str) -> None:
+    asked: list[str] = []
+
+    async def tell(http: Request) -> Response:
+        asked.append(str(http.url).partition("/v1")[2])
+        return JSONResponse({"data": []})
+
+    route = Route("/v1/{path:path}", tell, methods=["GET", "POST"])
+    with serving(Starlette(routes=[route])) as upstream, real_node(tmp_path, f"{upstream}/v1") as url:
+        query = "api-version=2024-10-21&a=b%2Fc&d=../e&f=%E4%B8%AD"
+        method, body = ("GET", b"") if "models" in path else ("POST", b'{"model": "m", "input": "a"}')
+        reply = httpx.request(method, f"{url}{path}?{query}", content=body)
+        httpx.request(method, f"{url}{path}?key=pk-puhui-secret", content=body)
+    assert reply.status_code == 200
+    assert asked == [f"{path.removeprefix('/v1')}?{query}", path.removeprefix("/v1")]
 
 
 def test_the_upstreams_list_of_models_where_any_passes(http: httpx.Client, folder: Path) -> None:

@@ -131,7 +131,7 @@ async def test_other_paths_are_forwarded_as_they_are() -> None:
             reply = await big.forward("/embeddings", ask())
             assert (reply.status, reply.body, reply.by) == (201, b'{"object":"list", "odd":1.50}', "big:other")
             assert reply.content_type == "application/json"
-            assert reply.headers == (("openai-version", "2020"),)
+            assert reply.headers == (("openai-version", "2020"), ("x-upstream-request-id", "theirs"))
             streamed = await big.forward("/responses", ask(stream=True))
             assert streamed.body is None
             assert streamed.pieces is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
 
 import msgspec
 
@@ -51,6 +52,10 @@ class Step(msgspec.Struct, frozen=True):
     taken: bool
 
 
+Prices: TypeAlias = tuple[float, float]
+"""Money for a million tokens read, and written."""
+
+
 class Answer(msgspec.Struct, kw_only=True):
     """An answer and how it came about.
 
@@ -59,8 +64,11 @@ class Answer(msgspec.Struct, kw_only=True):
     `alternatives` are the likeliest first tokens of the answer with their natural log-probabilities.
     `body` is the reply as an upstream sent it. `pieces` yields server-sent events as bytes, each with its
     blank line, for an answer that streams; `text`, `usage` and `finish` are set by the time they are exhausted.
-    `prices` are money for a million tokens read and written by whoever answered (None: the tariff's). `finish` is
+    `earlier` is the part of `usage` that others used who were asked before and were not sure. `prices` are money for a
+    million tokens read and written by whoever answered (None: the tariff's), `given_up` those of others who were asked
+    at the same time, and will want them for the prompt. `finish` is
     why it ended, in OpenAI's words: `stop` at its own end, `length` where it was cut at the most tokens allowed.
+    `headers` are those of an upstream's reply that are for the caller, names in small letters.
     """
 
     by: str
@@ -68,12 +76,15 @@ class Answer(msgspec.Struct, kw_only=True):
     confidence: float | None = None
     path: tuple[Step, ...] = ()
     usage: Usage = Usage()
+    earlier: Usage = Usage()
     expert: str | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
     body: bytes | None = None
     pieces: AsyncIterator[bytes] | None = None
-    prices: tuple[float, float] | None = None
+    prices: Prices | None = None
+    given_up: tuple[Prices | None, ...] = ()
     finish: str = "stop"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Answerer = Callable[[Request], Awaitable[Answer]]

@@ -83,6 +83,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     are the remaining fields, in one spelling: what may change an answer beside the messages. `alternatives`
     asks an upstream that can for the likelihood of other answers as well. `authorization` and `headers` (names in
     small letters) are the caller's own, for an upstream that has no key of its own and for what Puhui does not know.
+    `query` is what stood behind the path's question mark, of a request that is passed on as it is.
     """
 
     id: str
@@ -98,3 +99,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller = Caller()
     authorization: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    query: str = ""

@@ -182,7 +182,9 @@ def headers_of(request: Request, answer: Answer) -> dict[str, str]:
 
     What a header cannot carry is percent-encoded.
     """
-    headers = {"x-request-id": request.id, "x-puhui-by": urllib.parse.quote(answer.by, safe=HEADER_SAFE)}
+    headers = dict(answer.headers)
+    headers["x-request-id"] = request.id
+    headers["x-puhui-by"] = urllib.parse.quote(answer.by, safe=HEADER_SAFE)
     if answer.confidence is not None:
         headers["x-puhui-confidence"] = f"{answer.confidence:.4f}"
     if answer.pieces is None:

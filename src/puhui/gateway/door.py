@@ -41,6 +41,8 @@ ANSWERS: tuple[api_keys.Scope, ...] = ("chat", "embeddings")
 _CREDENTIALS = (b"authorization", b"x-api-key")
 _PASSED_ON = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
 _WHENCE = _PASSED_ON | {b"host", b"origin"}
+_LIMITS = b"x-ratelimit-"
+"""How headers of limits begin: a key's own here take the place of those that an upstream told."""
 _OWNER = Caller()
 _READING = ("GET", "HEAD", "OPTIONS")
 
@@ -222,7 +224,8 @@ def _with_headers(send: Send, allowance: Allowance) -> Send:
 
     async def send_with_limits(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *allowance.headers(time.monotonic())]
+            others = (each for each in message.get("headers", ()) if not each[0].startswith(_LIMITS))
+            message["headers"] = [*others, *allowance.headers(time.monotonic())]
         await send(message)
 
     return send_with_limits

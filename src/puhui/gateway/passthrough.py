@@ -6,6 +6,7 @@ The model's name, the caller's needs and what may be kept are read as for chat; 
 from __future__ import annotations
 
 import logging
+import string
 import urllib.parse
 from collections.abc import AsyncIterator, Collection
 from typing import Any
@@ -23,6 +24,7 @@ from puhui.gateway.needs import headers_to_pass_on
 from puhui.gateway.replies import error_object, json_reply
 from puhui.models.endpoint import Forwarded
 from puhui.node.forwarding import Forward
+from puhui.trust.api_keys import PREFIX
 
 log = logging.getLogger("puhui.gateway")
 
@@ -64,7 +66,8 @@ def _passthrough(path: str, models: Collection[str], forward: Forward) -> Route:
     async def pass_on(http: HttpRequest) -> Response:
         headers = read_headers(http)
         body = await read_body(http, headers)
-        request = request_of(body, read_fields(body, "model"), headers, caller_of(http), messages=(), plain=False)
+        fields, caller = read_fields(body, "model"), caller_of(http)
+        request = request_of(body, fields, headers, caller, messages=(), plain=False, query=_query(http))
         check_model(request, models)
         return _response(request, await forward(path, request))
 
@@ -81,8 +84,15 @@ async def _ask_upstream(http: HttpRequest, path: str, forward: Forward) -> Respo
         caller=caller_of(http),
         authorization=headers.get("authorization"),
         headers=headers_to_pass_on(headers),
+        query=_query(http),
     )
     return _response(request, await forward(path, request))
+
+
+def _query(http: HttpRequest) -> str:
+    """The query as it came, but for what no URL can hold; none where a key of this node's is in it."""
+    query = urllib.parse.quote(http.scope["query_string"], safe=string.punctuation)
+    return "" if PREFIX in query else query
 
 
 def _response(request: Request, reply: Forwarded) -> Response:

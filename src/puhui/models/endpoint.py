@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from puhui.core.answer import Answer, Step
+from puhui.core.answer import Answer, Prices, Step
 from puhui.core.errors import SettingsError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
 from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts
@@ -43,13 +43,17 @@ _REPLY_HEADERS_KEPT_BACK = frozenset(
         "x-request-id",
     }
 )
+# Of a chat reply, which is made anew, those alone that clients read: times, limits, and ids by which to ask about it.
+_CHAT_HEADERS = ("openai-", "x-ratelimit-", "request-id", "apim-request-id", "x-ms-request-id", "cf-ray")
+_UPSTREAM_ID = "x-upstream-request-id"
+"""Where the upstream's own `x-request-id` is told: under that name the caller finds the node's."""
 
 
 class Forwarded(msgspec.Struct, kw_only=True):
     """What came back for a request that was passed on as it is: `body` where it came whole, `pieces` where it streams.
 
     `headers` are the upstream's (names in small letters) without those of the connection; `content-type` is its
-    own field. `by` names who answered.
+    own field. `by` names who answered; `prices` and `given_up` are as in `Answer`.
     """
 
     status: int
@@ -58,6 +62,8 @@ class Forwarded(msgspec.Struct, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
     pieces: AsyncIterator[bytes] | None = None
+    prices: Prices | None = None
+    given_up: tuple[Prices | None, ...] = ()
 
 
 class Endpoint:
@@ -127,17 +133,14 @@ class Endpoint:
         """
         content_type = next((value for name, value in request.headers if name == "content-type"), JSON)
         content = self._body(request, alternatives=False) if JSON in content_type else request.body
-        response = await self._link.send(path, request, content, content_type)
+        whole_path = f"{path}?{request.query}" if request.query else path
+        response = await self._link.send(whole_path, request, content, content_type)
         given = response.headers.get("content-type", JSON)
         reply = Forwarded(
             status=response.status,
             by=self._name(request),
             content_type=given,
-            headers=tuple(
-                (name.lower(), value)
-                for name, value in response.headers.items()
-                if name.lower() not in _REPLY_HEADERS_KEPT_BACK
-            ),
+            headers=tuple(each for each in _headers(response) if each[0] not in _REPLY_HEADERS_KEPT_BACK),
         )
         if "text/event-stream" in given:
             reply.pieces = await self._begun(self._link.read_pieces(response), time.perf_counter())
@@ -167,6 +170,7 @@ class Endpoint:
             alternatives=_first_token(completion) if alternatives else (),
             body=body,
             finish=choice.finish_reason or "stop",
+            headers=_chat_headers(response),
         )
 
     async def _stream(self, request: Request) -> Answer:
@@ -178,7 +182,7 @@ class Endpoint:
                 f"{self.url} was asked to stream but sent {response.headers.get('content-type', 'no type')!r}"
             )
         name = self._name(request)
-        answer = Answer(by=name, path=(Step(name, None, True),))
+        answer = Answer(by=name, path=(Step(name, None, True),), headers=_chat_headers(response))
         answer.pieces = await self._begun(self._events(response, answer, started), started)
         return answer
 
@@ -245,6 +249,19 @@ class Endpoint:
             raise UpstreamGarbled(
                 f"{self.url} sent {len(body)} bytes that are not a chat completion ({error})"
             ) from error
+
+
+def _headers(response: aiohttp.ClientResponse) -> Iterator[tuple[str, str]]:
+    """Its headers, names in small letters."""
+    for name, value in response.headers.items():
+        yield name.lower(), value
+    if (given := response.headers.get("x-request-id")) is not None:
+        yield _UPSTREAM_ID, given
+
+
+def _chat_headers(response: aiohttp.ClientResponse) -> tuple[tuple[str, str], ...]:
+    named = [each for each in _headers(response) if each[0].startswith(_CHAT_HEADERS) or each[0] == _UPSTREAM_ID]
+    return tuple((name, value) for name, value in named if value.isascii() and value.isprintable())
 
 
 async def _from(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -77,7 +77,7 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
         usage = usage_in(reply.body or b"", time.perf_counter() - started)
         await record(_answer(reply, usage), None)
     else:
-        ends = _ENDS.get(path.partition("?")[0])
+        ends = _ENDS.get(path)
         reply.pieces = _metered(reply, reply.pieces, ends, started, record, fail, start)
     return reply
 
