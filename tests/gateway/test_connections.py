@@ -325,6 +325,45 @@ def test_too_much_is_refused_as_it_is_read(full: tuple[int, Gate, threading.Even
     inside.close()
 
 
+@pytest.mark.parametrize(
+    ("origins", "asked", "allowed"),
+    [
+        ((), b"https://chat.example", b""),
+        (("https://chat.example",), b"https://chat.example", b"https://chat.example"),
+        (("https://chat.example",), b"https://evil.example", b""),
+        (("*",), b"https://any.example", b"*"),
+        (("*",), b"", b""),
+    ],
+)
+@pytest.mark.parametrize("by_connection", [True, False])
+def test_a_page_that_may_use_the_node_may_read_the_refusal(
+    origins: tuple[str, ...], asked: bytes, allowed: bytes, by_connection: bool
+) -> None:
+    gate = Gate(1, origins=origins)
+    gate.under_way = 1  # as full as it gets
+    app = Starlette()
+    add_gate(app, gate)
+    if not by_connection:
+        app.state.gate = None
+    head = b"GET /v1/x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + (b"origin: %s\r\n" % asked if asked else b"")
+    with bounded(app) as port:
+        reply = all_of(opened(port, head + b"\r\n"))
+    assert reply.startswith(b"HTTP/1.1 429 ")
+    told = re.search(rb"access-control-allow-origin: (.*)\r\n", reply)
+    assert (told[1] if told else b"") == allowed
+    assert (b"access-control-expose-headers: *" in reply) == bool(allowed)
+    assert (b"vary: Origin" in reply) == (allowed not in (b"", b"*"))
+
+
+def test_who_asks_for_another_protocol_is_answered_in_http(port: int) -> None:
+    upgrade = b"GET /%s HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: eA==\r\n"
+    for path, status in ((b"", b"200"), (b"nothing", b"404")):
+        with opened(port, upgrade % path + b"sec-websocket-version: 13\r\n\r\n") as connection:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 %s " % status)
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_of_two_requests_read_at_once_each_is_counted(full: tuple[int, Gate, threading.Event]) -> None:
     port, gate, release = full
     with contextlib.ExitStack() as stack:

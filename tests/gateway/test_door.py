@@ -390,6 +390,7 @@ def test_an_origin_that_is_allowed(tmp_path: Path, big: BigModel) -> None:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         response = node.http.post("/v1/chat/completions", json=body, headers={"origin": page})
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, page)
+        assert response.headers["access-control-expose-headers"] == "*"
         other = node.http.post("/v1/chat/completions", json=body, headers={"origin": "https://evil.example"})
         assert other.status_code == 403
         assert "access-control-allow-origin" not in other.headers

@@ -255,6 +255,13 @@ def test_without_an_upstream_to_pass_on_to_there_are_no_such_routes() -> None:
         assert httpx.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/input_items"])
+def test_of_responses_it_says_what_is_passed_on(http: httpx.Client, path: str) -> None:
+    response = http.get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"].endswith("this node passes on POST /v1/responses alone")
+
+
 # --- types and methods ----------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections.abc import Collection, Sequence
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,6 +23,8 @@ from puhui.core.errors import Overloaded
 from puhui.gateway.replies import error_object
 
 log = logging.getLogger("puhui.gateway")
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 MOST_AT_ONCE = 2000
 LEAST_AT_ONCE = 64
@@ -76,13 +79,17 @@ class Gate:
     and by `Admission`, which sees them begin and end. In between they are `_coming`, for one turn of the loop.
     """
 
-    def __init__(self, most_at_once: int = MOST_AT_ONCE) -> None:
+    def __init__(self, most_at_once: int = MOST_AT_ONCE, *, origins: Collection[str] = ()) -> None:
+        """`origins` are the sites whose pages may read a refusal too (`*`: all)."""
         self.limiter = Limiter(most_at_once)
         self.under_way = 0
         self.refused = 0
         self._coming = 0
         self._due: float | None = None
-        self._refusals = itertools.cycle([Refusal(seconds) for seconds in BACK_IN_S])
+        self._origins = frozenset(origin.encode() for origin in origins)
+        self._seconds = itertools.cycle(BACK_IN_S)
+        told = itertools.product(BACK_IN_S, (None, *self._origins))
+        self._refusals = {(seconds, origin): Refusal(seconds, origin) for seconds, origin in told}
         self._told = 0
         self._tell_after = 0.0
 
@@ -101,10 +108,16 @@ class Gate:
             self._look_again(asyncio.get_running_loop())
         return self.limiter.admits(self.under_way + self._coming, time.monotonic() - (self._due or 0.0))
 
-    def refuse(self) -> Refusal:
-        """What is said to a request that may not come."""
+    def refuse(self, headers: RawHeaders) -> Refusal:
+        """What is said to a request with these headers that may not come."""
         self.refused += 1
-        return next(self._refusals)
+        return self._refusals[next(self._seconds), self._origin_in(headers) if self._origins else None]
+
+    def _origin_in(self, headers: RawHeaders) -> bytes | None:
+        origin = next((value for name, value in headers if name == b"origin"), None)
+        if origin is not None and b"*" in self._origins:
+            return b"*"
+        return origin if origin in self._origins else None
 
     def _have_come(self) -> None:
         self._coming = 0
@@ -140,7 +153,7 @@ class Admission:
             return
         gate = self._gate
         if not gate.has_room():
-            for message in gate.refuse().messages:
+            for message in gate.refuse(scope["headers"]).messages:
                 await send(message)
             return
         gate.under_way += 1
@@ -159,7 +172,8 @@ def add_gate(app: Starlette, gate: Gate) -> None:
 class Refusal:
     """A refusal, made once: under overload there is no time for it. As ASGI `messages`, and as the bytes of a reply."""
 
-    def __init__(self, back_in_s: int) -> None:
+    def __init__(self, back_in_s: int, origin: bytes | None = None) -> None:
+        """`origin` is the site whose page is to read it."""
         status, shown = error_object(
             Overloaded(f"this node is at its limit; come back in {back_in_s} s", retry_after_s=back_in_s)
         )
@@ -169,6 +183,9 @@ class Refusal:
             (b"content-length", b"%d" % len(body)),
             (b"retry-after", b"%d" % back_in_s),
         ]
+        if origin is not None:
+            headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", b"*")]
+            headers += [(b"vary", b"Origin")] if origin != b"*" else []
         self.messages: tuple[Message, Message] = (
             {"type": "http.response.start", "status": status, "headers": headers},
             {"type": "http.response.body", "body": body},

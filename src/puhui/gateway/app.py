@@ -82,12 +82,14 @@ def build_app(
         Route("/puhui/state", show_state),
         *more_routes,
     ]
-    return Starlette(
+    app = Starlette(
         routes=[*routes, document_route(routes)],
         exception_handlers={PuhuiError: on_error, HTTPException: on_http_error, Exception: on_fault},
         middleware=[Middleware(ChatLane, chat=chat)],
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect has no words, and few follow one with a POST
+    return app
 
 
 class ChatLane:

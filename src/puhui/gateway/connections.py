@@ -119,11 +119,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_much(self, *, stay: bool) -> None:
         assert self._gate is not None
-        self.transport.write(self._gate.refuse().reply)
+        self.transport.write(self._gate.refuse(self.headers).reply)
         if stay:
             self.on_response_complete()
         else:
             self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        """Nothing here speaks another protocol: who asks for one is answered in HTTP."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The reply says it; uvicorn's advice to install a library would be wrong."""
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error object like everything else."""

@@ -63,7 +63,7 @@ def add_door(
     `origins` are other sites' whose pages may use the node from a browser, such as https://chat.example.com.
     `open_paths` need no key, beside those of this module: pages that hold no data.
     """
-    others = [_origin(given) for given in origins]
+    others = [read_origin(given) for given in origins]
     app.add_middleware(
         Door,
         ring=ring,
@@ -75,7 +75,13 @@ def add_door(
     )
     if others:
         methods = ("GET", "POST", "PATCH", "DELETE")
-        app.add_middleware(CORSMiddleware, allow_origins=others, allow_methods=methods, allow_headers=("*",))
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=others,
+            allow_methods=methods,
+            allow_headers=("*",),
+            expose_headers=("*",),  # who answered, what it cost, when to come back
+        )
 
 
 def check_address(host: str, ring: KeyRing, *, required: bool, allow_open: bool) -> None:
@@ -205,6 +211,13 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def read_origin(given: str) -> str:
+    """An origin as browsers write it. Raises `SettingsError` for what is none."""
+    if given != "*" and not given.startswith(("http://", "https://")):
+        raise SettingsError(f"--allow-origin is {given!r}, but must be an origin such as https://chat.example.com")
+    return given.rstrip("/").lower()
+
+
 def _shown(headers: RawHeaders) -> bytes | None:
     """The key in the headers; a bearer's comes before an `x-api-key`."""
     other: bytes | None = None
@@ -241,9 +254,3 @@ def _is_loopback_host(host: str) -> bool:
     if host.startswith("["):
         return is_loopback(host[1:].partition("]")[0])
     return is_loopback(host.partition(":")[0])
-
-
-def _origin(given: str) -> str:
-    if given != "*" and not given.startswith(("http://", "https://")):
-        raise SettingsError(f"--allow-origin is {given!r}, but must be an origin such as https://chat.example.com")
-    return given.rstrip("/").lower()

@@ -39,6 +39,7 @@ log = logging.getLogger("puhui.gateway")
 _RAW_JSON = JSON.encode()
 RETRY_AFTER_S = 5
 """What a client is told where nobody knows when the big model will be back."""
+RESPONSES = "/v1/responses/"
 MOST_WORDS = 500
 """Bytes of a refusal that is no error object of OpenAI's, which are told inside of one."""
 
@@ -135,6 +136,8 @@ async def on_http_error(http: HttpRequest, error: Exception) -> Response:
     message = (
         f"{error.detail}: {http.method} {http.url.path[:200]}" if error.status_code in (404, 405) else error.detail
     )
+    if error.status_code == 404 and http.url.path.startswith(RESPONSES):
+        message += "; of responses this node passes on POST /v1/responses alone"
     shown = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:

@@ -24,7 +24,7 @@ from puhui.gateway.allowance import Allowances
 from puhui.gateway.app import build_app
 from puhui.gateway.connections import KEEP_ALIVE_S, BoundedProtocol, BoundedServer, allow_many_files
 from puhui.gateway.device import device_routes
-from puhui.gateway.door import add_door, check_address
+from puhui.gateway.door import add_door, check_address, read_origin
 from puhui.gateway.instruments import Instruments
 from puhui.gateway.key_ring import KeyRing
 from puhui.gateway.live_feed import LiveFeed
@@ -99,7 +99,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
     key = load_or_create_key(settings.key)
     roster = Roster(store, {key.public}, promise=settings.promise)
     feed = LiveFeed(roster.name_of)
-    gate = Gate(settings.most_at_once)
+    gate = Gate(settings.most_at_once, origins=[read_origin(each) for each in settings.allow_origins])
     instruments = _instruments(settings, store, pool, gate)
     node = Node(
         store,
