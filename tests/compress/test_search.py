@@ -89,6 +89,14 @@ def test_another_promise_is_another_coverage(tmp_path: Path, promise: Promise) -
     assert (second.recipe, second.agreement) == (first.recipe, first.agreement)
 
 
+def test_where_too_few_judge_coverage_is_what_they_show(tmp_path: Path) -> None:
+    (few,) = search(tmp_path, Goal(keep=0.9)).run().tried  # 60 judge; 149 are needed
+    assert not few.proven
+    assert few.coverage > 0.5
+    (many,) = search(tmp_path, Goal(keep=0.9), held=material(150, 3)).run().tried
+    assert many.proven
+
+
 def test_a_target_that_nothing_meets_says_what_came_nearest(tmp_path: Path) -> None:
     tiny = Profile(name="tiny", bytes=1000)
     found = search(tmp_path, Goal(profile=tiny, keep=0.9, trials=2)).run()

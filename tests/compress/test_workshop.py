@@ -140,6 +140,10 @@ def test_few_answers_give_an_expert_that_says_it_is_not_proven(tmp_path: Path, k
     made = craft(teacher, rows(100), order(tmp_path), key, notes)
     assert made.card.calibration["threshold"] is None
     assert "takes 149 of them" in notes.notes[0]
+    assert "15 answers judge the candidates, too few to prove a risk of 2.0%" in notes.notes[1]
+    assert made.card.trade_offs[0].coverage
+    assert not made.card.trade_offs[0].proven
+    assert "coverage, not proven" in (made.folder / "README.md").read_text()
     assert not open_expert(made.folder).ask("my cash").sure
 
 

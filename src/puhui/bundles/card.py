@@ -23,9 +23,9 @@ Section = Literal["guarantee", "trade_offs", "reliability", "confusions", "devic
 class TradeOff(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate that the search tried.
 
-    `agreement` and `coverage` (at the card's ε) are shares in [0, 1] of held-out rows, `latency_ms` and `joules`
-    those of one answer on the machine that made the card. A recipe that could not be tried to its end has the
-    reason in `why_not`, and None for what was not measured.
+    `agreement` and `coverage` (at the card's ε, `proven` or as the rows show it) are shares in [0, 1] of held-out rows,
+    `latency_ms` and `joules` those of one answer on the machine that made the card. A recipe that could not be tried to
+    its end has the reason in `why_not`, and None for what was not measured.
     """
 
     name: str
@@ -35,6 +35,7 @@ class TradeOff(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None = None
     agreement: float | None = None
     coverage: float | None = None
+    proven: bool = True
     training_s: float | None = None
     recipe: dict[str, Any] = {}
     chosen: bool = False

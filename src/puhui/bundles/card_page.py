@@ -142,7 +142,7 @@ def _trade_offs(card: Card, most: int) -> str:
     if not card.trade_offs:
         return ""
     numbered = list(enumerate(card.trade_offs, 1))
-    by = Text("coverage", "覆盖率")
+    by = words.coverage_head(card)
     epsilon = card.calibration.get("epsilon")
     text = Text(
         "Each point is a candidate that the search tried: what it costs, and the share of requests that it may answer "
@@ -161,7 +161,7 @@ def _trade_offs(card: Card, most: int) -> str:
         Text("Trade-offs", "取舍"),
         f"<p>{both(text)}</p>",
         f'<div class="pair">{"".join(pictures)}</div>',
-        _candidates(numbered, most),
+        _candidates(numbered, by, most),
         _again(card, "trade_offs"),
     )
 
@@ -183,7 +183,7 @@ def _picture(
     return f"<figure>{draw_trade_offs(marks[: 6 * most], axis, unit, gain)}</figure>" if marks else ""
 
 
-def _candidates(numbered: Sequence[tuple[int, TradeOff]], most: int) -> str:
+def _candidates(numbered: Sequence[tuple[int, TradeOff]], by: Text, most: int) -> str:
     """The table of candidates, the chosen first and then by coverage."""
     ranked = sorted(numbered, key=lambda pair: (not pair[1].chosen, -(pair[1].coverage or 0.0), pair[0]))
     head = (
@@ -191,7 +191,7 @@ def _candidates(numbered: Sequence[tuple[int, TradeOff]], most: int) -> str:
         Text("size", "大小"),
         Text("time", "用时"),
         Text("agrees", "一致"),
-        Text("coverage", "覆盖率"),
+        by,
     )
     rows = []
     for number, each in ranked[:most]:

@@ -274,6 +274,13 @@ def ceiling(card: Card) -> Text | None:
     )
 
 
+def coverage_head(card: Card) -> Text:
+    """What the candidates' coverage is called: where too few rows judged, it is what they show and no proof."""
+    if all(each.proven for each in card.trade_offs):
+        return Text("coverage", "覆盖率")
+    return Text("coverage, not proven", "覆盖率（未证明）")
+
+
 def rule_of(card: Card) -> Rule | None:
     """The rule by which answers were compared; None for one that this Puhui does not know."""
     try:

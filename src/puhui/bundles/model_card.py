@@ -110,7 +110,7 @@ def _tables(card: Card) -> list[str]:
             )
             for each in ranked[:TABLE_ROWS]
         ]
-        head = ("candidate", "size", "time", "agreement", "coverage", "")
+        head = ("candidate", "size", "time", "agreement", words.coverage_head(card).en, "")
         parts += ["## Trade-offs", _table(head, candidates)]
     if card.confusions:
         pairs = [

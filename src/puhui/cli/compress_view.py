@@ -135,7 +135,8 @@ class View(Watcher):
 def _table(tried: list[Candidate]) -> Table:
     """The candidates, those that none beats (Pareto) in bold."""
     table = Table(title="Tried so far; bold: nothing is both faster and closer to the big model", title_justify="left")
-    for column in ("expert", "agreement", "coverage", "ms", "MB", "trained in"):
+    coverage = "coverage" if all(one.proven for one in tried) else "coverage, not proven"
+    for column in ("expert", "agreement", coverage, "ms", "MB", "trained in"):
         table.add_column(column, justify="left" if column == "expert" else "right")
     front = on_front([one.footprint.latency_ms for one in tried], [one.agreement for one in tried])
     for candidate, best in zip(tried, front, strict=True):

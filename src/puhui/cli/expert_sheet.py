@@ -57,7 +57,7 @@ def _trade_offs(card: Card) -> Table | None:
     if not card.trade_offs:
         return None
     ranked = sorted(card.trade_offs, key=lambda each: (not each.chosen, -(each.coverage or 0.0)))
-    table = _table("Trade-offs", "candidate", "size", "time", "agrees", "coverage", "")
+    table = _table("Trade-offs", "candidate", "size", "time", "agrees", words.coverage_head(card).en, "")
     for each in ranked[:CANDIDATES]:
         cells = (
             each.name,
@@ -113,7 +113,7 @@ def _table(title: str, *columns: str) -> Table:
     """A table whose columns of numbers stand right; words fold."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in columns:
-        number = column in ("time", "size", "on disk", "energy", "agrees", "coverage", "rows", "of all")
+        number = column in ("time", "size", "on disk", "energy", "agrees", "rows", "of all") or "coverage" in column
         table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 

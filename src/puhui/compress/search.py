@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from puhui.cascade.agreement import agreements, is_whole
-from puhui.cascade.guarantee import calibrate_threshold
+from puhui.cascade.guarantee import calibrate_threshold, errors_allowed, loss_allowed
 from puhui.compress.answer_shape import Label, rule_of
+from puhui.compress.cascade_training import coverage
 from puhui.compress.profiles import Footprint, Miss, Profile, measure_here
 from puhui.compress.recipe_space import Space
 from puhui.compress.recipes import (
@@ -52,7 +54,7 @@ LADDER: tuple[Recipe, ...] = (
 )
 SHAPE_LADDER: tuple[Recipe, ...] = (ShapeRecipe(), ShapeRecipe(max_cells=12_000_000, word_vectors=True))
 """Cheapest first, and each step worth its price on the benchmarks (`bench.compress`)."""
-JUDGED = 1
+JUDGED = 2
 """Raise it where candidates are judged otherwise than they were: what was written of them is then not read."""
 SUGGESTIONS = 20  # draws of Optuna's until one is new
 
@@ -60,9 +62,9 @@ SUGGESTIONS = 20  # draws of Optuna's until one is new
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe, built and judged.
 
-    `family` is the model's. `agreement` and `coverage` (the share that may be answered at the promised risk) are of
-    `rows` held-out answers, `footprint` is that of this machine, `training_s` the seconds of building, `misses` are
-    the device's limits that it does not keep, the worst first.
+    `family` is the model's. `agreement` and `coverage` (the share that may be answered at the promised risk, `proven`
+    or as these rows show it) are of `rows` held-out answers, `footprint` is that of this machine, `training_s` the
+    seconds of building, `misses` are the device's limits that it does not keep, the worst first.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     footprint: Footprint
     training_s: float
+    proven: bool = True
     misses: tuple[Miss, ...] = ()
 
     @property
@@ -135,6 +138,7 @@ class Search:
         )
         self._held = held
         self._goal = goal
+        self._rule = rule_of(held.shape)
         self._with_base = base is not None
         self._seed = seed
         self._show = show
@@ -146,6 +150,13 @@ class Search:
         self._known = _read_book(self._book)
         self._tried: dict[Recipe, Candidate] = {}
         self._failed: dict[Recipe, LearningError] = {}
+
+    @property
+    def proves(self) -> bool:
+        """Whether so many rows judge that a coverage may be proven; else it is what they show."""
+        rows, promise = len(self._held.texts), self._goal.promise
+        allowed = errors_allowed if is_whole(self._rule) else loss_allowed
+        return allowed(rows, promise.epsilon, promise.delta) >= 0
 
     def run(self) -> Found:
         """Searches; see `Goal` for when it ends. Raises LearningError where nothing at all could be built."""
@@ -208,17 +219,21 @@ class Search:
 
     def _judged(self, recipe: Recipe, cooked: Cooked) -> Candidate:
         said, confidence = cooked.model.predict_many(self._held.texts)
-        agrees = agreements(said, self._held.answers, rule_of(self._held.shape))
+        agrees = agreements(said, self._held.answers, self._rule)
         promise = self._goal.promise
-        proven = calibrate_threshold(confidence, agrees, epsilon=promise.epsilon, delta=promise.delta)
+        if self.proves:
+            covered = calibrate_threshold(confidence, agrees, epsilon=promise.epsilon, delta=promise.delta).coverage
+        else:
+            covered = coverage(confidence, 1 - agrees.astype(np.float32), promise.epsilon)
         return Candidate(
             recipe=recipe,
             family=cooked.family,
             agreement=float(agrees.mean()),
-            coverage=proven.coverage,
+            coverage=covered,
             rows=len(agrees),
             footprint=measure_here(cooked.model, self._held.texts),
             training_s=cooked.seconds,
+            proven=self.proves,
         )
 
     def _suggestion(self) -> Recipe | None:
@@ -249,8 +264,8 @@ class Search:
             # Ties in bytes and time are broken by what the device runs out of first: time.
             chosen = min(able, key=lambda one: (one.footprint.cpu_s, one.footprint.bytes))
             return Found(tried, chosen, f"the cheapest that keeps {self._goal.keep:.1%}")
-        whole = is_whole(rule_of(self._held.shape))
-        return Found(tried, None, _what_it_would_take(tried, self._goal, self._ceiling, whole=whole))
+        why = _what_it_would_take(tried, self._goal, self._ceiling, whole=is_whole(self._rule))
+        return Found(tried, None, why)
 
 
 def _read_book(book: Path) -> dict[Recipe, Candidate]:

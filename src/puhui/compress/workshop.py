@@ -18,11 +18,12 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from puhui.bundles.bundle import read_card, seal
+from puhui.bundles.bundle import Page, read_card, seal
 from puhui.bundles.card import Ancestor, Card, Ceiling, Data, Kept, Section, Speed, TradeOff
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
+from puhui.bundles.probes import PROBES_FILE, probes_of
 from puhui.cascade.agreement import agreements
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
 from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
@@ -124,8 +125,8 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
     with_itself = inquiry.self_agreement(rule_of(shape))
-    material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
     added = inquiry.added([texts[row] for row in parts[0]])
+    material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
     search = Search(
@@ -138,8 +139,13 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         show=watcher.judged,
         progress=watcher.building,
         ceiling=1.0 if with_itself is None else with_itself.ceiling,
-    found = search.run()
     )
+    if not search.proves:
+        watcher.note(
+            f"{len(held.texts)} answers judge the candidates, too few to prove a risk of "
+            f"{order.goal.promise.epsilon:.1%}: their coverage is what these answers show, and no proof"
+        )
+    found = search.run()
     chosen = _chosen(found, order, watcher)
     model = _finished(chosen, search.kitchen, taught, held, order, watcher)
     if added:
@@ -302,7 +308,11 @@ def _sealed(
             unlabelled=len(material.unlabelled),
         ),
     )
-    pages = {"card.html": render_card, "README.md": render_model_card}
+    files: dict[str, bytes | Page] = {
+        "card.html": render_card,
+        "README.md": render_model_card,
+        PROBES_FILE: probes_of(model),
+    }
     try:
         with tempfile.TemporaryDirectory(dir=order.out.parent, prefix=".") as draft:
             expert, place = seal(Path(draft), card, model, key, more=files)
@@ -385,6 +395,7 @@ def _trade_off(candidate: Candidate, chosen: Candidate) -> TradeOff:
         joules=candidate.footprint.joules,
         agreement=candidate.agreement,
         coverage=candidate.coverage,
+        proven=candidate.proven,
         training_s=candidate.training_s,
         recipe=msgspec.to_builtins(candidate.recipe),
         chosen=candidate is chosen,
