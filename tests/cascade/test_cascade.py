@@ -42,7 +42,7 @@ def test_the_first_that_is_sure_enough(stages: list[tuple[float | None, float]])
     assert answer.text == str(chosen)
     assert asked == [str(n) for n in range(chosen + 1)]
     assert [(step.name, step.taken) for step in answer.path] == [(str(n), n == chosen) for n in range(chosen + 1)]
-    assert answer.usage.prompt_tokens == chosen + 1
+    assert (answer.usage.prompt_tokens, answer.earlier.prompt_tokens) == (chosen + 1, chosen)
     assert answer.usage.energy == Energy(4.0 * (chosen + 1), 2.0 * (chosen + 1), 8.0 * (chosen + 1))
     assert answer.usage.cost == 5 * (chosen + 1)
 

@@ -17,6 +17,7 @@ from puhui.core.answer import Answer
 from puhui.core.errors import StoreError, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamUnavailable
 from puhui.core.request import Request
 from puhui.core.settings import AuditRate
+from puhui.energy.power import estimate_remote_joules
 from puhui.evolve.traffic import sort_request
 from puhui.gateway.chat import read_request
 from puhui.models.endpoint import Endpoint
@@ -293,6 +294,10 @@ async def test_an_expert_that_is_not_sure_hands_on(
         assert [step.taken for step in answer.path] == [False, True]
         assert answer.path[0].name.startswith("expert:")
         assert rows(store, "request")[-1].expert is None
+        await pieces_of(await served(ask("entirely different words that nobody taught", stream=True)))
+        for row in rows(store, "request"):  # what both have used
+            assert row.joules > estimate_remote_joules(11, 3).joules
+            assert (row.prompt_tokens, row.completion_tokens, row.cpu_seconds > 0.0) == (11, 3, True)
 
 
 async def test_the_expert_answers_while_the_big_model_is_down(store: Store, key: SigningKey, tmp_path: Path) -> None:

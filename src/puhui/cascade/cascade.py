@@ -35,14 +35,20 @@ class Cascade:
             sure = answer.confidence is None or answer.confidence >= stage.threshold
             if sure or number == len(self.stages):
                 answer.path = path + answer.path
-                if spent is not None and answer.pieces is not None:
-                    answer.pieces = _with_earlier(answer, answer.pieces, spent)
-                elif spent is not None:
-                    answer.usage = add_usage(spent, answer.usage)
-                return answer
+                return answer if spent is None else _count_in(answer, spent)
             path += tuple(msgspec.structs.replace(step, taken=False) for step in answer.path)
             spent = answer.usage if spent is None else add_usage(spent, answer.usage)
         raise AssertionError("unreachable: the last stage always answers")
+
+
+def _count_in(answer: Answer, spent: Usage) -> Answer:
+    """The answer, its usage with what was spent before."""
+    answer.earlier = add_usage(spent, answer.earlier)
+    if answer.pieces is None:
+        answer.usage = add_usage(spent, answer.usage)
+    else:
+        answer.pieces = _with_earlier(answer, answer.pieces, spent)
+    return answer
 
 
 async def _with_earlier(answer: Answer, pieces: AsyncIterator[bytes], spent: Usage) -> AsyncIterator[bytes]:

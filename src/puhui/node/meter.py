@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from puhui.core.answer import Answer, Usage
+from puhui.cascade.cascade import add_usage
+from puhui.core.answer import Answer, Prices, Usage
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
 from puhui.energy.power import estimate_remote_joules
@@ -16,24 +17,44 @@ def meter_broken_off(request: Request, answer: Answer | None, events: int, tarif
     """What a stream has used whose client went away after `events`: about a token each, and the whole prompt."""
     if not events or (answer is not None and answer.expert is not None):
         return Usage()
-    prices = answer.prices if answer is not None else None
-    return meter(request, Answer(by="", usage=Usage(completion_tokens=events), prices=prices), tariff)
+    used = Usage(completion_tokens=events)
+    if answer is None:
+        return meter(request, Answer(by="", usage=used), tariff)
+    earlier, prices, given_up = answer.earlier, answer.prices, answer.given_up
+    begun = Answer(by="", usage=add_usage(earlier, used), earlier=earlier, prices=prices, given_up=given_up)
+    return meter(request, begun, tariff)
 
 
 def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
-    """The answer's usage with what its answerer could not know: remote energy, grams and money."""
+    """The answer's usage with what its answerer could not know: remote energy, grams and money; and with what others
+    used who were asked at the same time and given up, which is estimated from the prompt."""
+    used = answer.usage
+    told = used.energy.high and used.energy != answer.earlier.energy
+    if not (told or answer.expert):
+        used = _estimated(request, answer)
+    priced = price_usage(used, _at(answer.prices, tariff))
+    for prices in answer.given_up:
+        read = used.prompt_tokens or estimate_tokens(request.body)
+        lost = Usage(prompt_tokens=read, energy=estimate_remote_joules(read, 0))
+        priced = add_usage(priced, price_usage(lost, _at(prices, tariff)))
+    return priced
+
+
+def _estimated(request: Request, answer: Answer) -> Usage:
+    """The usage with tokens and remote energy; that of earlier stages is in it already."""
     usage = answer.usage
-    if answer.prices is not None and answer.prices != (tariff.price_in, tariff.price_out):
-        tariff = msgspec.structs.replace(tariff, price_in=answer.prices[0], price_out=answer.prices[1])
-    if usage.energy.high or answer.expert:
-        return price_usage(usage, tariff)
     read = usage.prompt_tokens or estimate_tokens(request.body)
     written = usage.completion_tokens or len(answer.text or "") // CHARACTERS_PER_TOKEN
-    remote = Usage(
+    return Usage(
         prompt_tokens=read,
         completion_tokens=written,
         seconds=usage.seconds,
         cpu_seconds=usage.cpu_seconds,
-        energy=estimate_remote_joules(read, written),
+        energy=usage.energy + estimate_remote_joules(read, written),
     )
-    return price_usage(remote, tariff)
+
+
+def _at(prices: Prices | None, tariff: Tariff) -> Tariff:
+    if prices is None or prices == (tariff.price_in, tariff.price_out):
+        return tariff
+    return msgspec.structs.replace(tariff, price_in=prices[0], price_out=prices[1])
