@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from bench.stand_in import stand_in
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -114,6 +115,13 @@ def test_what_a_request_needs_is_refused_only_where_the_expert_is_not_sure(tmp_p
     found = rows(tmp_path)
     assert [row.status for row in found] == [200, 422] * 3 + [200]
     assert "may not leave this node" in found[1].note
+
+
+def test_what_is_passed_on_costs_what_its_upstream_takes(tmp_path: Path) -> None:
+    with stand_in([]) as url, node(tmp_path, UpstreamSettings(ref=url, price_in=2e6, price_out=1e6)) as http:
+        http.post("/v1/embeddings", json={"model": "text-embedding-3-small", "input": "x"}).raise_for_status()
+        http.post("/v1/completions", json={"model": "gpt-4o", "prompt": "x", "stream": True}).raise_for_status()
+    assert [row.cost for row in rows(tmp_path)] == [8 * 2.0, 11 * 2.0 + 3 * 1.0]
 
 
 def test_the_next_one_answers_and_the_callers_key_goes_where_it_should(tmp_path: Path, big: BigModel) -> None:

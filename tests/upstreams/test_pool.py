@@ -30,6 +30,7 @@ from puhui.core.errors import (
 )
 from puhui.core.request import Needs
 from puhui.core.settings import Tariff
+from puhui.energy.power import estimate_remote_joules
 from puhui.node.meter import meter
 from puhui.upstreams.breaker import LEAST_FAILURES, OPEN_S
 from puhui.upstreams.pool import Pool
@@ -323,6 +324,23 @@ async def test_hedging_waits_for_as_long_as_an_answer_usually_takes() -> None:
         assert (await opened(ask())).by == "big:m1"
         assert time.perf_counter() - started < 1.5
         assert len(second.bodies) == before + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_one_that_is_given_up_wants_its_money_for_the_prompt(stream: bool) -> None:
+    more = ({"price_in": 1e6, "price_out": 5e6}, {"rank": 1, "price_in": 2e6, "price_out": 3e6})
+    async with pool(Moody(then=2.0), Moody(), more=more) as opened:
+        request = ask(stream=stream, needs=Needs(latency_ms=400.0))
+        answer = await opened(request)
+        if answer.pieces is not None:
+            assert [piece async for piece in answer.pieces]
+    assert answer.by == "big:m1"
+    assert (answer.prices, answer.given_up) == ((2e6, 3e6), ((1e6, 5e6),))
+    used = meter(request, answer, Tariff())
+    assert (used.prompt_tokens, used.completion_tokens) == (22, 3)
+    assert used.cost == pytest.approx(11 * 2 + 3 * 3 + 11 * 1)
+    assert used.energy.joules > estimate_remote_joules(11, 3).joules
+    assert not used.energy.measured
 
 
 async def test_without_a_hurry_nobody_is_asked_twice() -> None:

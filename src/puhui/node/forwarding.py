@@ -168,7 +168,8 @@ async def _metered(
 
 
 def _answer(reply: Forwarded, usage: Usage) -> Answer:
-    return Answer(by=reply.by, path=(Step(reply.by, None, True),), usage=usage)
+    path = (Step(reply.by, None, True),)
+    return Answer(by=reply.by, path=path, usage=usage, prices=reply.prices, given_up=reply.given_up)
 
 
 def _count(*reported: float | None) -> int:

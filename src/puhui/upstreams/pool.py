@@ -36,7 +36,7 @@ from puhui.upstreams.upstream import Upstream
 from puhui.upstreams.upstream_settings import UpstreamSettings
 from puhui.upstreams.weights import in_turn
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Answer | Forwarded)
 Ask = Callable[[Upstream, Request], Awaitable[T]]
 Rank = tuple[Upstream, ...]
 
@@ -125,6 +125,7 @@ class Call(Generic[T]):
         self._policy = policy
         self._deadline = None if latency_ms is None else time.monotonic() + latency_ms / 1000.0
         self._errors: dict[Upstream, UpstreamError] = {}
+        self._given_up: list[Upstream] = []
 
     async def answer(self) -> T:
         """What the first upstream with a good answer says."""
@@ -132,7 +133,7 @@ class Call(Generic[T]):
         for number, rank in enumerate(self._ranks):
             spare = self._ranks[number + 1] if number < last else ()
             try:
-                return await retried(
+                reply = await retried(
                     partial(self._round, rank, spare),
                     self._policy_of(rank, is_last=number == last),
                     deadline=self._deadline,
@@ -140,6 +141,9 @@ class Call(Generic[T]):
             except UpstreamError as error:
                 if not _another_may_do(error):
                     raise
+            else:
+                reply.given_up = tuple(upstream.prices for upstream in self._given_up)
+                return reply
         raise self._none_answered()
 
     def _policy_of(self, rank: Rank, *, is_last: bool) -> RetryPolicy:
@@ -179,6 +183,9 @@ class Call(Generic[T]):
             return await self._ask(upstream, request)
         except UpstreamError as error:
             self._errors[upstream] = error
+            raise
+        except asyncio.CancelledError:  # another was quicker; this one may have read the prompt by now
+            self._given_up.append(upstream)
             raise
 
     def _hedge_after_s(self, first: Upstream, *, alone: bool) -> float | None:

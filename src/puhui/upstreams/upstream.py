@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from puhui.core.answer import Answer
+from puhui.core.answer import Answer, Prices
 from puhui.core.errors import UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
 from puhui.core.request import Request
 from puhui.models.endpoint import Endpoint, Forwarded, open_reference
@@ -57,6 +57,12 @@ class Upstream:
         """Whether it asked to be spared for now."""
         return self._rests_until > 0.0 and self._clock() < self._rests_until
 
+    @property
+    def prices(self) -> Prices | None:
+        """What it takes; None: what the tariff says."""
+        price_in, price_out = self.settings.price_in, self.settings.price_out
+        return None if price_in is None and price_out is None else (price_in or 0.0, price_out or 0.0)
+
     def breaker_for(self, request: Request) -> Breaker:
         """The breaker of the model that the request would get here."""
         return self._breakers.of("" if self.endpoint.model is not None else request.model)
@@ -72,8 +78,6 @@ class Upstream:
         answer = await self._watched(breaker, self._admit(breaker), request, self.endpoint(request))
         recent = self.whole if answer.pieces is None else self.first_event
         recent.add(time.perf_counter() - started)
-        if self.settings.price_in is not None or self.settings.price_out is not None:
-            answer.prices = (self.settings.price_in or 0.0, self.settings.price_out or 0.0)
         return answer
 
     async def forward(self, path: str, request: Request) -> Forwarded:
@@ -122,6 +126,7 @@ class Upstream:
         except BaseException:
             breaker.undecided(ticket)
             raise
+        reply.prices = self.prices
         if reply.pieces is None:
             breaker.succeeded(ticket)
             return reply
