@@ -202,6 +202,8 @@ def test_a_key_that_expires(locked: Keyed) -> None:
         ("POST", "/puhui/v1/experts/x/demote", "admin"),
         ("GET", "/puhui/v1/keys", "admin"),
         ("GET", "/puhui/v1/keys/x", "admin"),
+        ("GET", "/puhui/v1/traces", "admin"),
+        ("DELETE", "/puhui/v1/traces", "admin"),
         ("HEAD", "/puhui/v1/keys", "admin"),
         ("POST", "/unknown", "admin"),
         ("GET", "/unknown", "read"),
@@ -223,6 +225,8 @@ def test_a_key_does_what_its_scopes_say_and_no_more(locked: Keyed) -> None:
     assert locked.chat(admin).status_code == 200
     for key in (chat, read):
         assert locked.http.get("/puhui/v1/keys", headers=bearer(key)).status_code == 403
+        assert locked.http.get("/puhui/v1/traces?request=x", headers=bearer(key)).status_code == 403
+    assert locked.http.get("/puhui/v1/traces?request=x", headers=bearer(admin)).status_code == 200
     assert locked.http.get("/puhui/v1/keys", headers=bearer(admin)).status_code == 200
     for path in ("/healthz", "/device", "/device/puhui.js"):
         assert path in OPEN_PATHS

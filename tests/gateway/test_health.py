@@ -67,7 +67,7 @@ def test_a_store_that_another_process_holds(
         wait_until(lambda: stage.http.get("/readyz").status_code == 200)
 
 
-async def test_a_store_that_takes_no_writes(store: Store) -> None:
+async def test_a_store_that_takes_no_writes(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     check = store_is_writable(store)
     assert await check() == Verdict(True, "takes writes")
     with store.begin() as connection:
@@ -76,14 +76,15 @@ async def test_a_store_that_takes_no_writes(store: Store) -> None:
         )
     verdict = await check()
     assert not verdict.ok
-    assert "the disk is full" in verdict.detail
+    assert verdict.detail == "takes no writes; see the log"
+    assert "the disk is full" in caplog.text
 
 
 async def test_a_journal_that_fails() -> None:
     async def settle() -> None:
         raise StoreError("it is closed")
 
-    assert await journal_moves(settle)() == Verdict(False, "it is closed")
+    assert await journal_moves(settle)() == Verdict(False, "commits nothing; see the log")
 
 
 async def test_verdicts_are_remembered_and_each_check_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,15 @@ async def test_a_packed_answer_is_unpacked() -> None:
         assert (await answer(url)).text == "hi"
 
 
+async def test_as_many_embeddings_as_openai_gives_at_once_fit() -> None:
+    one = b'{"object": "embedding", "index": 2047, "embedding": "%s"},' % (b"A" * (3072 * 4 * 4 // 3))
+    body = one * 2048
+    with raw_server(says(head_of(length=len(body)), body)) as url:
+        async with endpoint(url) as big:
+            reply = await big.forward("/embeddings", ask())
+    assert reply.body == body
+
+
 async def test_streams_share_a_connection() -> None:
     ports: list[int] = []
     model = BigModel()

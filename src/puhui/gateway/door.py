@@ -31,7 +31,8 @@ from puhui.trust import api_keys
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
-ADMIN_PATH = "/puhui/v1/keys"
+ADMIN_PATHS = ("/puhui/v1/keys", "/puhui/v1/traces")
+"""What is an administrator's, even to look at."""
 OPEN_PATHS = frozenset(
     {"/healthz", "/readyz", "/favicon.ico", "/device"}
     | {f"/device/{path.name}" for path in FOLDER.iterdir() if path.suffix in (".js", ".css")}
@@ -199,7 +200,7 @@ def scope_of(method: str, path: str) -> api_keys.Scope | None:
         return "embeddings"
     if path.startswith("/v1/"):
         return None if path.startswith("/v1/models") and method in _READING else "chat"
-    return "read" if method in _READING and not path.startswith(ADMIN_PATH) else "admin"
+    return "read" if method in _READING and not path.startswith(ADMIN_PATHS) else "admin"
 
 
 def is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ mend; a failed readiness probe only takes it out of the balance.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
@@ -20,6 +21,8 @@ from starlette.routing import Route
 from puhui.core.errors import StoreError
 from puhui.store.database import Store
 from puhui.store.tables import about
+
+log = logging.getLogger("puhui.gateway")
 
 PATIENCE_S = 2.0
 """How long a check may take; a probe of Kubernetes' gives up after one second unless told otherwise."""
@@ -82,6 +85,12 @@ async def _bounded(check: Check) -> Verdict:
         return Verdict(False, f"no result within {PATIENCE_S:g} s")
 
 
+def _failed(what: str, error: StoreError) -> Verdict:
+    """Probes show no key: the store's own words, with its path, are for the log."""
+    log.warning("not ready: the store %s: %s", what, error)
+    return Verdict(False, f"{what}; see the log")
+
+
 def store_is_writable(store: Store) -> Check:
     """Whether the store takes writes: one is made and committed, for a full disk is not noticed before that."""
 
@@ -93,7 +102,7 @@ def store_is_writable(store: Store) -> Check:
         try:
             await asyncio.to_thread(write)
         except StoreError as error:
-            return Verdict(False, str(error))
+            return _failed("takes no writes", error)
         return Verdict(True, "takes writes")
 
     return check
@@ -106,7 +115,7 @@ def journal_moves(settle: Callable[[], Awaitable[None]]) -> Check:
         try:
             await settle()
         except StoreError as error:
-            return Verdict(False, str(error))
+            return _failed("commits nothing", error)
         return Verdict(True, "commits")
 
     return check
