@@ -28,16 +28,17 @@ def meter_broken_off(request: Request, answer: Answer | None, events: int, tarif
 def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
     """The answer's usage with what its answerer could not know: remote energy, grams and money; and with what others
     used who were asked at the same time and given up, which is estimated from the prompt."""
-    used = answer.usage
-    told = used.energy.high and used.energy != answer.earlier.energy
-    if not (told or answer.expert):
-        used = _estimated(request, answer)
+    used = answer.usage if answer.expert or _says_its_energy(answer) else _estimated(request, answer)
     priced = price_usage(used, _at(answer.prices, tariff))
     for prices in answer.given_up:
         read = used.prompt_tokens or estimate_tokens(request.body)
         lost = Usage(prompt_tokens=read, energy=estimate_remote_joules(read, 0))
         priced = add_usage(priced, price_usage(lost, _at(prices, tariff)))
     return priced
+
+
+def _says_its_energy(answer: Answer) -> bool:
+    return bool(answer.usage.energy.high) and answer.usage.energy != answer.earlier.energy
 
 
 def _estimated(request: Request, answer: Answer) -> Usage:

@@ -44,6 +44,8 @@ ANY_MODEL = "puhui"
 """The name by which a request leaves the choice of the model to the node."""
 HEDGE_AFTER = 0.95
 LONGEST_WAIT_BEFORE_NEXT_RANK_S = 1.0
+EARLY_S = 0.002
+"""By which a loop's clock may end a wait too soon."""
 NOT_THE_REQUESTS_FAULT = PASSING_STATUSES | {401, 402, 403, 404}
 """Refusals that another upstream might not give: it is busy or broken, or its key or model is wrong."""
 
@@ -201,7 +203,7 @@ class Call(Generic[T]):
 
     def _none_answered(self) -> UpstreamError:
         *others, last = self._errors.values()
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if self._deadline is not None and time.monotonic() >= self._deadline - EARLY_S:
             return UpstreamTimeout(
                 f"no big model answered within the {self._request.needs.latency_ms:g} ms that the request allows"
             )
