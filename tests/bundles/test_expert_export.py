@@ -44,6 +44,15 @@ def test_static(bundle: Path, tmp_path: Path) -> None:
     assert "These files are not signed" in (done.folder / "README.md").read_text()
 
 
+def test_into_the_folder_where_one_stands(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="not an empty folder; give another -o"):
+        export_expert(bundle, Path(), "static")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert export_expert(bundle, Path(), "static").folder == tmp_path / "empty"
+
+
 def test_huggingface_is_a_repository_with_the_bundle_whole(bundle: Path, tmp_path: Path) -> None:
     done = export_expert(bundle, tmp_path / "out", "huggingface", texts=["my bank"])
     assert set(done.files) >= {"README.md", "card.html", "expert/expert.json", "expert/signature.json"}

@@ -12,7 +12,7 @@ from puhui.compress.profiles import Profile
 from puhui.compress.recipe_space import Space
 from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Material, StaticRecipe
 from puhui.compress.search import LADDER, Candidate, Goal, Search
-from puhui.core.errors import LearningError
+from puhui.core.errors import LearningError, SettingsError
 from puhui.core.settings import Promise
 
 SHAPE = Label(tuple(sample.CLASSES))
@@ -132,3 +132,12 @@ def test_optuna_knows_every_recipe_of_the_ladder(recipe: StaticRecipe | EncoderR
     space = Space(Profile(name="this"), with_base=True)
     trial = space.trial_of(recipe, [0.9, 1.0, 1.0], 0.0)
     assert space.suggest(optuna.trial.FixedTrial(trial.params)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"keep": 1.1}, "keep is 1.1"), ({"trials": 0}, "trials is 0"), ({"seconds": -180.0}, "are -180")],
+)
+def test_a_goal_that_cannot_be(given: dict[str, float], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        Goal(**given)  # type: ignore[arg-type]

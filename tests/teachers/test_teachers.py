@@ -14,6 +14,7 @@ import pytest
 import teachers_made as made
 
 from puhui.core.errors import LearningError, SettingsError, UpstreamRefused
+from puhui.teachers.asking import ask_all
 from puhui.teachers.teacher import Teacher, TeacherOptions, Told, file_identity, likely, softmax
 from puhui.teachers.teachers import open_teacher
 from serving import BigModel
@@ -112,6 +113,19 @@ def test_what_holds_state_needs_a_name() -> None:
     assert ask(teacher, ["x", "y"])[1].answer == "b"
     assert teacher.digest == open_teacher(dict, TeacherOptions(name="mine 1")).digest
     assert teacher.digest != open_teacher(dict, TeacherOptions(name="mine 2")).digest
+
+
+def test_one_that_raises_leaves_that_text_out(tmp_path: Path) -> None:
+    teacher = open_teacher(lambda text: str(1 // len(text)), TeacherOptions(name="divides"))
+    asked = ask_all(teacher, ["a", "", "b"], folder=tmp_path)
+    assert [told and told.answer for told in asked.told] == ["1", None, "1"]
+    assert asked.refused == {"divides raised ZeroDivisionError: integer division or modulo by zero": 1}
+
+
+def test_a_file_that_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def big(text:\n")
+    with pytest.raises(SettingsError, match=r"broken\.py does not run \(SyntaxError"):
+        open_teacher(f"python:{tmp_path / 'broken.py'}:big")
 
 
 @pytest.mark.parametrize("said", [None, 3, ("a", "b"), ("a", {"a": -1.0}), ("a", {"a": 0.0}), ("a", {"a": math.nan})])

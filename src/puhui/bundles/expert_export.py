@@ -57,6 +57,7 @@ def export_expert(
     not at all. Raises BundleError where the bundle is not whole, its family has no such form, or the form answers
     otherwise; SettingsError where `out` holds something; MissingExtra without the form's runtime.
     """
+    out = out.resolve()  # a name of its own, also for "."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} is there already and not an empty folder; give another -o, or move it away")
     signed = read_card(bundle, expert=expert)

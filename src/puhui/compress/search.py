@@ -37,7 +37,7 @@ from puhui.compress.recipes import (
     StaticRecipe,
 )
 from puhui.compress.shape_training import FAMILY_OF
-from puhui.core.errors import LearningError, MissingExtra
+from puhui.core.errors import LearningError, MissingExtra, SettingsError
 from puhui.core.settings import Promise
 
 LADDER: tuple[Recipe, ...] = (
@@ -112,6 +112,14 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     trials: int = 24
     seconds: float | None = None
     thorough: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.keep <= 1.0:
+            raise SettingsError(f"keep is {self.keep}, but must be a share from 0 to 1")
+        if self.trials < 1:
+            raise SettingsError(f"trials is {self.trials}, but at least 1 candidate must be built")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise SettingsError(f"the seconds of search are {self.seconds}, but must be 0 or more")
 
 
 class Search:

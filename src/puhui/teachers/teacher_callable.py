@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from puhui.cascade.agreement import canonical
-from puhui.core.errors import LearningError, SettingsError
+from puhui.core.errors import LearningError, PuhuiError, SettingsError, UpstreamGarbled
 from puhui.teachers.teacher import TeacherOptions, Told, file_identity, identity
 
 PREFIX = "python:"
@@ -33,7 +33,8 @@ class CallableTeacher:
         self._ask = ask
 
     async def ask_many(self, texts: Sequence[str]) -> list[Told]:
-        """See `Teacher`. LearningError for what is neither an answer nor an answer with its probabilities."""
+        """See `Teacher`. UpstreamGarbled where it raises; LearningError for what is neither an answer nor an answer
+        with its probabilities."""
         return [await self._one(text) for text in texts]
 
     async def close(self) -> None:
@@ -41,8 +42,12 @@ class CallableTeacher:
 
     async def _one(self, text: str) -> Told:
         started = time.perf_counter()
-        said = self._ask(text) if inspect.iscoroutinefunction(self._ask) else await asyncio.to_thread(self._ask, text)
-        said = await said if inspect.isawaitable(said) else said
+        try:
+            said = await self._called(text)
+        except PuhuiError:
+            raise
+        except Exception as error:  # somebody else's code may raise anything; the text may be at fault
+            raise UpstreamGarbled(f"{self.name} raised {type(error).__name__}: {error!s:.200}") from error
         seconds = time.perf_counter() - started
         answer, shares = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
         if not isinstance(answer, str) or not isinstance(shares, Mapping | None):
@@ -51,6 +56,10 @@ class CallableTeacher:
                 "or a pair of the answer and a dict from label to probability"
             )
         return Told(answer=canonical(answer), probabilities=self._checked(shares), seconds=seconds)
+
+    async def _called(self, text: str) -> Any:
+        said = self._ask(text) if inspect.iscoroutinefunction(self._ask) else await asyncio.to_thread(self._ask, text)
+        return await said if inspect.isawaitable(said) else said
 
     def _checked(self, shares: Mapping[str, float] | None) -> dict[str, float] | None:
         if shares is None:
@@ -98,7 +107,7 @@ def _load(place: str, reference: str) -> ModuleType:
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
-        except ImportError as error:
+        except Exception as error:
             raise SettingsError(
                 f"{reference}: the module {place!r} cannot be imported ({error}); install it or name its file, "
                 "such as python:folder/file.py:function"
@@ -108,5 +117,8 @@ def _load(place: str, reference: str) -> ModuleType:
     if not path.is_file() or spec is None or spec.loader is None:
         raise SettingsError(f"{reference}: there is no Python file {path.absolute()}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingsError(f"{reference}: {path} does not run ({type(error).__name__}: {error})") from error
     return module
