@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import experts as sample
-from puhui.compress.answer_shape import Label
-from puhui.compress.profiles import Profile
+from puhui.compress.answer_shape import Label, Span
+from puhui.compress.profiles import PROFILES, Profile
 from puhui.compress.recipe_space import Space
-from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Material, StaticRecipe
-from puhui.compress.search import LADDER, Candidate, Goal, Search
-from puhui.core.errors import LearningError, SettingsError
+from puhui.compress.recipes import CascadeRecipe, Cooked, EncoderRecipe, Kitchen, Material, Recipe, StaticRecipe
+from puhui.compress.search import LADDER, Candidate, Goal, Search, ladder_for
+from puhui.core.errors import LearningError, MissingExtra, SettingsError
 from puhui.core.settings import Promise
 
 SHAPE = Label(tuple(sample.CLASSES))
@@ -113,9 +114,37 @@ def test_a_floor_that_nothing_keeps_says_what_it_would_take(tmp_path: Path) -> N
     assert "or --keep 0." in found.why
 
 
+def test_what_cannot_be_built_is_told_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cook, notes = Kitchen.cook, list[str]()
+
+    def fails(self: Kitchen, recipe: Recipe, *more: object) -> Cooked:
+        if recipe == LADDER[0]:
+            raise MissingExtra("Training an encoder", "workshop")
+        return cook(self, recipe)
+
+    monkeypatch.setattr(Kitchen, "cook", fails)
+    found = Search(TAUGHT, HELD, Goal(keep=0.9), tmp_path, note=notes.append).run()
+    assert [candidate.recipe for candidate in found.tried] == [LADDER[1]]
+    ((recipe, why),) = [(one.recipe, one.why) for one in found.failed]
+    assert recipe == LADDER[0]
+    assert "needs packages that are not installed" in why
+    assert notes == [f"{recipe.name} cannot be built: {why}"]
+
+
+def test_without_optuna_the_ladder_is_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    notes = list[str]()
+    found = Search(TAUGHT, HELD, Goal(keep=0.9, thorough=True), tmp_path, note=notes.append).run()
+    assert len(found.tried) == 3
+    assert found.chosen is not None
+    assert 'pip install "puhui[workshop]"' in notes[0]
+
+
 def test_families_that_cannot_be_built_here(tmp_path: Path) -> None:
     with pytest.raises(LearningError, match="allows encoder experts alone, and none of them can be built here"):
         search(tmp_path, Goal(profile=Profile(name="odd", families=("encoder",)))).run()
+    with pytest.raises(LearningError, match=r"allows static, encoder experts alone, and .* one of the family span"):
+        ladder_for(Span, PROFILES["browser"], with_base=True)
 
 
 def test_nothing_can_be_learned(tmp_path: Path) -> None:

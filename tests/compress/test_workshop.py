@@ -13,8 +13,8 @@ from encoders import random_base
 from puhui.bundles.bundle import open_bundle, open_expert
 from puhui.compress.answer_shape import Label
 from puhui.compress.profiles import Profile
-from puhui.compress.recipes import Material
-from puhui.compress.search import Goal, Search
+from puhui.compress.recipes import Cooked, Kitchen, Material, Recipe
+from puhui.compress.search import LADDER, Goal, Search
 from puhui.compress.watcher import Watcher
 from puhui.compress.workshop import Order, base_for, craft, open_rows
 from puhui.core.errors import LearningError, SettingsError
@@ -239,6 +239,50 @@ def test_a_target_that_nothing_meets(tmp_path: Path, key: SigningKey) -> None:
     for accept in (False, True):  # what a device cannot hold is never made
         with pytest.raises(LearningError, match="nothing fits the target 'button'"):
             craft(teacher, rows(200), order(tmp_path, goal=goal, accept_nearest=accept), key)
+
+
+def test_a_target_that_allows_nothing_costs_nothing(tmp_path: Path, key: SigningKey) -> None:
+    teacher = open_teacher(lambda _: pytest.fail("it was asked"), TeacherOptions(name="never", labels=("a", "b")))
+    for families in (("encoder",), ("span",)):  # without a base, and with labels for answers
+        goal = Goal(profile=Profile(name="odd", families=families))
+        with pytest.raises(LearningError, match="none of them can be built here"):
+            craft(teacher, rows(200), order(tmp_path, goal=goal), key)
+
+
+def test_what_a_target_does_not_allow_is_found_before_answers_are_asked_twice(tmp_path: Path, key: SigningKey) -> None:
+    asked = list[str]()
+
+    def big(text: str) -> str:
+        asked.append(text)
+        return text.rpartition(" ")[2]
+
+    given, notes = rows(300), Notes()
+    goal = Goal(profile=Profile(name="browser", families=("static", "encoder")))
+    with pytest.raises(LearningError, match=r"'browser' allows static, encoder experts alone.*of the family span"):
+        craft(open_teacher(big, TeacherOptions(name="ends")), given, order(tmp_path, goal=goal, augment=50), key, notes)
+    assert len(asked) == len(set(given.texts))
+    assert not notes.ceilings
+
+
+def test_what_could_not_be_built_is_on_the_card(
+    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cook = Kitchen.cook
+
+    def fails(self: Kitchen, recipe: Recipe, *more: object) -> Cooked:
+        if recipe == LADDER[0]:
+            raise LearningError("too large")
+        return cook(self, recipe)
+
+    monkeypatch.setattr(Kitchen, "cook", fails)
+    notes = Notes()
+    made = craft(open_teacher(sample.subject_of, TeacherOptions(name="a")), rows(200), order(tmp_path), key, notes)
+    assert [(one.chosen, one.why_not) for one in made.card.trade_offs] == [
+        (True, ""),
+        (False, "could not be built: too large"),
+    ]
+    assert any(note.endswith("cannot be built: too large") for note in notes.notes)
+    assert "could not be built: too large" in (made.folder / "card.html").read_text()
 
 
 def test_an_expert_that_grows_over_the_limit_is_the_one_that_was_judged(tmp_path: Path, key: SigningKey) -> None:

@@ -25,7 +25,7 @@ class TradeOff(msgspec.Struct, frozen=True, kw_only=True):
 
     `agreement` and `coverage` (at the card's ε, `proven` or as the rows show it) are shares in [0, 1] of held-out rows,
     `latency_ms` and `joules` those of one answer on the machine that made the card. A recipe that could not be tried to
-    its end has the reason in `why_not`, and None for what was not measured.
+    its end has the reason in `why_not`, and None for what was not measured (0 bytes).
     """
 
     name: str

@@ -205,7 +205,7 @@ def _candidates(numbered: Sequence[tuple[int, TradeOff]], by: Text, most: int) -
         why = both(Text("chosen", "选中")) if each.chosen else own(shown(each.why_not)) if each.why_not else ""
         name = f"{number}. {own(shown(each.name, 80))}"
         cells = (
-            size(each.size_bytes),
+            size(each.size_bytes) if each.size_bytes else DASH,
             DASH if each.latency_ms is None else duration(each.latency_ms),
             DASH if each.agreement is None else percent(each.agreement),
             DASH if each.coverage is None else percent(each.coverage),

@@ -102,7 +102,7 @@ def _tables(card: Card) -> list[str]:
         candidates = [
             (
                 each.name,
-                size(each.size_bytes),
+                size(each.size_bytes) if each.size_bytes else "–",
                 "–" if each.latency_ms is None else duration(each.latency_ms),
                 "–" if each.agreement is None else percent(each.agreement),
                 "–" if each.coverage is None else percent(each.coverage),

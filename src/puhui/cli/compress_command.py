@@ -65,7 +65,9 @@ def compress(
         Path | None, typer.Option(help="More texts, in the formats of --data: not asked, they teach encoders.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Most candidates to build.")] = 24,
-    minutes: Annotated[float | None, typer.Option(min=0.0, help="Most minutes of search.", show_default="no limit")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Most minutes of search.", show_default="no limit")
+    ] = None,
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Go on searching when the first candidate keeps enough.")
     ] = False,

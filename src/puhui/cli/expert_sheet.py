@@ -61,7 +61,7 @@ def _trade_offs(card: Card) -> Table | None:
     for each in ranked[:CANDIDATES]:
         cells = (
             each.name,
-            size(each.size_bytes),
+            size(each.size_bytes) if each.size_bytes else DASH,
             DASH if each.latency_ms is None else duration(each.latency_ms),
             DASH if each.agreement is None else percent(each.agreement),
             DASH if each.coverage is None else percent(each.coverage),

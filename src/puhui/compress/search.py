@@ -22,7 +22,7 @@ import numpy as np
 
 from puhui.cascade.agreement import agreements, is_whole
 from puhui.cascade.guarantee import calibrate_threshold, errors_allowed, loss_allowed
-from puhui.compress.answer_shape import Label, rule_of
+from puhui.compress.answer_shape import Label, Shape, rule_of
 from puhui.compress.cascade_training import coverage
 from puhui.compress.profiles import Footprint, Miss, Profile, measure_here
 from puhui.compress.recipe_space import Space
@@ -37,7 +37,7 @@ from puhui.compress.recipes import (
     StaticRecipe,
 )
 from puhui.compress.shape_training import FAMILY_OF
-from puhui.core.errors import LearningError, MissingExtra, SettingsError
+from puhui.core.errors import BundleError, LearningError, MissingExtra, PuhuiError, SettingsError
 from puhui.core.settings import Promise
 
 LADDER: tuple[Recipe, ...] = (
@@ -92,12 +92,21 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return self.agreement, -self.footprint.latency_ms, -self.footprint.bytes
 
 
+class Failed(msgspec.Struct, frozen=True):
+    """A recipe that could not be built, and why."""
+
+    recipe: Recipe
+    why: str
+
+
 class Found(msgspec.Struct, frozen=True):
-    """The end of a search: every candidate in the order of building, and the chosen one (None: nothing will do)."""
+    """The end of a search: every candidate in the order of building, the chosen one (None: nothing will do), and what
+    could not be built."""
 
     tried: tuple[Candidate, ...]
     chosen: Candidate | None
     why: str
+    failed: tuple[Failed, ...] = ()
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +132,8 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search:
-    """One search. `show` is told of each candidate once it is judged, `progress` of the share of one being built.
+    """One search. `show` is told of each candidate once it is judged, `progress` of the share of one being built, and
+    `note` of what could not be built.
 
     `ceiling` is the most that any expert can agree, as far as that is known.
     """
@@ -139,6 +149,7 @@ class Search:
         seed: int = 0,
         show: Callable[[Candidate], None] = lambda candidate: None,
         progress: Callable[[Recipe, float], None] = lambda recipe, share: None,
+        note: Callable[[str], None] = lambda text: None,
         ceiling: float = 1.0,
     ) -> None:
         self.kitchen = Kitchen(
@@ -151,13 +162,14 @@ class Search:
         self._seed = seed
         self._show = show
         self._progress = progress
+        self._note = note
         self._ceiling = ceiling
         judged_by = [self.kitchen.digest, held.digest, goal.promise.epsilon, goal.promise.delta, JUDGED]
         digest = hashlib.sha256(msgspec.json.encode(judged_by)).hexdigest()
         self._book = folder / f"judged-{digest[:16]}.jsonl"
         self._known = _read_book(self._book)
         self._tried: dict[Recipe, Candidate] = {}
-        self._failed: dict[Recipe, LearningError] = {}
+        self._failed: dict[Recipe, PuhuiError] = {}
 
     @property
     def proves(self) -> bool:
@@ -170,14 +182,7 @@ class Search:
         """Searches; see `Goal` for when it ends. Raises LearningError where nothing at all could be built."""
         started = time.monotonic()
         one_label = isinstance(self._held.shape, Label)
-        ladder = [recipe for recipe in (LADDER if one_label else SHAPE_LADDER) if self._may(recipe)]
-        if not ladder:
-            target = self._goal.profile
-            raise LearningError(
-                f"the target {target.name!r} allows {', '.join(target.families)} experts alone, and none of them can "
-                "be built here: allow static, or give a pretrained encoder with --base"
-            )
-        for recipe in ladder:
+        for recipe in ladder_for(type(self._held.shape), self._goal.profile, with_base=self._with_base):
             if self._is_over(started):
                 break
             self._try(recipe)
@@ -189,14 +194,6 @@ class Search:
         if not self._tried:
             raise next(iter(self._failed.values()))
         return self._conclude()
-
-    def _may(self, recipe: Recipe) -> bool:
-        allows = self._goal.profile.allows
-        if isinstance(recipe, CascadeRecipe):
-            return self._with_base and allows("cascade")
-        if isinstance(recipe, EncoderRecipe):
-            return self._with_base and allows("encoder")
-        return allows(FAMILY_OF[type(self._held.shape)]) and (self._with_base or not recipe.word_vectors)
 
     def _is_over(self, started: float) -> bool:
         goal = self._goal
@@ -215,8 +212,9 @@ class Search:
         if found is None:
             try:
                 cooked = self.kitchen.cook(recipe, lambda share: self._progress(recipe, share))
-            except LearningError as error:
+            except (LearningError, BundleError, MissingExtra) as error:
                 self._failed[recipe] = error
+                self._note(f"{recipe.name} cannot be built: {error}")
                 return
             found = self._judged(recipe, cooked)
             with self._book.open("ab") as file:
@@ -248,8 +246,9 @@ class Search:
         """What Optuna would try next, knowing all that was tried; None when it has nothing new to say."""
         try:
             import optuna
-        except ImportError as error:
-            raise MissingExtra("The search beyond its first recipes", "workshop") from error
+        except ImportError:
+            self._note(str(MissingExtra("The search beyond its first recipes", "workshop")))
+            return None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = Space(self._goal.profile, with_base=self._with_base)
         # A new study each time, fed with what is known: nothing of Optuna's own has to be kept.
@@ -267,13 +266,41 @@ class Search:
 
     def _conclude(self) -> Found:
         tried = tuple(self._tried.values())
+        failed = tuple(Failed(recipe, str(error)) for recipe, error in self._failed.items())
         able = [candidate for candidate in tried if self._will_do(candidate)]
         if able:
             # Ties in bytes and time are broken by what the device runs out of first: time.
             chosen = min(able, key=lambda one: (one.footprint.cpu_s, one.footprint.bytes))
-            return Found(tried, chosen, f"the cheapest that keeps {self._goal.keep:.1%}")
+            return Found(tried, chosen, f"the cheapest that keeps {self._goal.keep:.1%}", failed)
         why = _what_it_would_take(tried, self._goal, self._ceiling, whole=is_whole(self._rule))
-        return Found(tried, None, why)
+        return Found(tried, None, why, failed)
+
+
+def ladder_for(shape: type[Shape], profile: Profile, *, with_base: bool) -> list[Recipe]:
+    """The first recipes for answers of a shape on a device, cheapest first. LearningError where it allows none."""
+    family = FAMILY_OF[shape]
+    found = [
+        recipe for recipe in (LADDER if shape is Label else SHAPE_LADDER) if _may(recipe, family, profile, with_base)
+    ]
+    if found:
+        return found
+    allowed = f"the target {profile.name!r} allows {', '.join(profile.families)} experts alone"
+    if shape is Label:
+        raise LearningError(
+            f"{allowed}, and none of them can be built here: allow static, or give a pretrained encoder with --base"
+        )
+    raise LearningError(
+        f"{allowed}, and these answers need one of the family {family}: allow it with `families` in a file of your own "
+        "for --target, or ask for one of few labels"
+    )
+
+
+def _may(recipe: Recipe, family: str, profile: Profile, with_base: bool) -> bool:
+    if isinstance(recipe, CascadeRecipe):
+        return with_base and profile.allows("cascade")
+    if isinstance(recipe, EncoderRecipe):
+        return with_base and profile.allows("encoder")
+    return profile.allows(family) and (with_base or not recipe.word_vectors)
 
 
 def _read_book(book: Path) -> dict[Recipe, Candidate]:

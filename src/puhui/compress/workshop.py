@@ -29,8 +29,9 @@ from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_neede
 from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
 from puhui.compress.inquiry import Inquiry, others
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
-from puhui.compress.recipes import Kitchen, Material, StaticRecipe
-from puhui.compress.search import Candidate, Found, Goal, Search, nearest
+from puhui.compress.recipes import Kitchen, Material, StaticRecipe, family_of
+from puhui.compress.search import Candidate, Failed, Found, Goal, Search, ladder_for, nearest
+from puhui.compress.shape_training import FAMILY_OF
 from puhui.compress.watcher import Watcher
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
@@ -118,12 +119,14 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     """
     watcher = watcher or Watcher()
     _check_places(order)
+    _check_target(teacher, order)
     for lost in rows.lost:
         watcher.note(f"{order.source or 'the data'}: {lost}")
     inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
     texts, told = inquiry.answers(rows)
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
+    ladder_for(type(shape), order.goal.profile, with_base=order.base is not None)  # before more is paid for
     with_itself = inquiry.self_agreement(rule_of(shape))
     added = inquiry.added([texts[row] for row in parts[0]])
     material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
@@ -138,6 +141,7 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         seed=order.seed,
         show=watcher.judged,
         progress=watcher.building,
+        note=watcher.note,
         ceiling=1.0 if with_itself is None else with_itself.ceiling,
     )
     if not search.proves:
@@ -172,6 +176,19 @@ def _check_places(order: Order) -> None:
                 f"{order.base} holds no encoder to start from, as {' and '.join(missing)} are not in it; name a "
                 "Hugging Face folder with --base, or leave it out"
             )
+
+
+def _check_target(teacher: Teacher, order: Order) -> None:
+    """LearningError where the device allows no expert that can be built here, whatever the answers are."""
+    profile, why = order.goal.profile, list[LearningError]()
+    for shape in (Label,) if teacher.labels else FAMILY_OF:
+        try:
+            ladder_for(shape, profile, with_base=order.base is not None)
+        except LearningError as error:
+            why.append(error)
+        else:
+            return
+    raise why[0]
 
 
 def _unwritable(folder: Path, error: OSError, option: str) -> str:
@@ -348,7 +365,7 @@ def _card(
         answer_us=footprint.cpu_s * 1e6,
         joules_low=energy.low,
         joules_high=energy.high,
-        trade_offs=tuple(_trade_off(one, chosen) for one in found.tried),
+        trade_offs=(*(_trade_off(one, chosen) for one in found.tried), *map(_not_built, found.failed)),
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
         precision=_precision(model),
@@ -400,4 +417,15 @@ def _trade_off(candidate: Candidate, chosen: Candidate) -> TradeOff:
         recipe=msgspec.to_builtins(candidate.recipe),
         chosen=candidate is chosen,
         why_not="; ".join(map(str, candidate.misses)),
+    )
+
+
+def _not_built(failed: Failed) -> TradeOff:
+    recipe = failed.recipe
+    return TradeOff(
+        name=recipe.name,
+        family=family_of(recipe),
+        size_bytes=0,
+        recipe=msgspec.to_builtins(recipe),
+        why_not=f"could not be built: {failed.why}",
     )
