@@ -72,6 +72,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ("[promise]\nepsilon = 2", r"epsilon is 2\.0, but must lie strictly"),
         ("[promise]\nepsilom = 0.1", r"there is no promise\.epsilom; did you mean 'epsilon'"),
         ("[audit_rate]\nsteady = 0", r"audit rate steady is 0\.0"),
+        ("[limits]\nmax_body_mb = 0", r"max_body_mb is 0, but must be 1 or more"),
         ("upstream = 3", r"Expected `array`, got `int`"),
         ("serve = 3", r"Expected `object`, got `int`"),
         ("[serve", r"is not TOML"),
@@ -151,6 +152,19 @@ def test_the_command_line_overrules_the_file(
         ("openai:c", 0, None),
         ("http://1", 1, None),
     ]
+
+
+def test_how_long_a_body_may_be_is_said_in_each_way(
+    tmp_path: Path, served: list[ServeSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PUHUI_MAX_BODY_MB", raising=False)
+    config = str(written(tmp_path, BIG + "[limits]\nmax_body_mb = 20"))
+    serve("--upstream", "http://127.0.0.1:9/v1")
+    serve("--config", config)
+    monkeypatch.setenv("PUHUI_MAX_BODY_MB", "30")
+    serve("--config", config)
+    serve("--config", config, "--max-body-mb", "40")
+    assert [settings.max_body_mb for settings in served] == [8, 20, 30, 40]
 
 
 def test_each_upstream_has_its_own_key(served: list[ServeSettings], monkeypatch: pytest.MonkeyPatch) -> None:

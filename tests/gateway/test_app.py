@@ -26,7 +26,7 @@ from puhui.core.errors import (
 )
 from puhui.core.request import Request
 from puhui.gateway.app import build_app
-from puhui.gateway.bodies import MOST_BODY_BYTES
+from puhui.gateway.bodies import MEBIBYTE, MOST_BODY_MB
 from puhui.models.endpoint import Endpoint
 from serving import BigModel, chunk, serving, wait_until
 
@@ -168,7 +168,7 @@ def test_a_body_that_is_too_large(http: httpx.Client) -> None:
     response = chat(http, "x" * (9 * 1024 * 1024))
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
-    fits = chat(http, "x" * (MOST_BODY_BYTES - 200))
+    fits = chat(http, "x" * (MOST_BODY_MB * MEBIBYTE - 200))
     assert fits.status_code == 200
 
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from puhui.gateway import connections
 from puhui.gateway.admission import Gate, add_gate
-from puhui.gateway.bodies import MOST_BODY_BYTES
+from puhui.gateway.bodies import MEBIBYTE, MOST_BODY_MB
 from puhui.gateway.connections import MOST_HEAD_BYTES, BoundedProtocol, BoundedServer, allow_many_files
 from serving import wait_until
 
@@ -105,7 +105,7 @@ def test_a_head_without_end_is_refused(port: int) -> None:
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
-SIZES = (65 * 1024, 200_000, 1_000_000, MOST_BODY_BYTES - 1)
+SIZES = (65 * 1024, 200_000, 1_000_000, MOST_BODY_MB * MEBIBYTE - 1)
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])

@@ -262,6 +262,23 @@ def test_of_responses_it_says_what_is_passed_on(http: httpx.Client, path: str) -
     assert response.json()["error"]["message"].endswith("this node passes on POST /v1/responses alone")
 
 
+@pytest.mark.parametrize(("most_mb", "statuses"), [(1, [200, 413, 413]), (10, [200, 200, 200])])
+def test_how_long_a_body_may_be_is_a_setting(tmp_path: Path, most_mb: int, statuses: list[int]) -> None:
+    with (
+        stand_in() as upstream,
+        real_node(tmp_path, upstream, max_body_mb=most_mb) as url,
+        httpx.Client(base_url=url, timeout=30.0) as client,
+    ):
+        for path, field in (("/v1/chat/completions", "messages"), ("/v1/embeddings", "input")):
+            replies = []
+            for size in (1000, 1_100_000, 9_000_000):
+                given = [{"role": "user", "content": "x" * size}] if field == "messages" else "x" * size
+                replies.append(client.post(path, json={"model": "m", field: given}))
+            assert [reply.status_code for reply in replies] == statuses
+            if most_mb == 1:
+                assert "larger than 1 MiB" in replies[-1].json()["error"]["message"]
+
+
 # --- types and methods ----------------------------------------------------------------------------------------
 
 

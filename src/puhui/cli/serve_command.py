@@ -114,6 +114,16 @@ def serve(
             rich_help_panel=NODE,
         ),
     ] = None,
+    max_body_mb: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PUHUI_MAX_BODY_MB",
+            min=1,
+            help="MiB that the body of a request may have; each request under way may hold as much memory.",
+            show_default="8",
+            rich_help_panel=NODE,
+        ),
+    ] = None,
     data_dir: DataFolder = None,
     store: StoreUrl = None,
     durable: Annotated[
@@ -278,6 +288,7 @@ def serve(
         access_log=table.access_log,
         otlp_endpoint=otlp_endpoint or file.traces.endpoint,
         most_at_once=file.limits.most_at_once,
+        max_body_mb=file.limits.max_body_mb if max_body_mb is None else max_body_mb,
     )
     shown = ", then ".join(upstream.ref for upstream in sorted(upstreams, key=lambda each: each.rank))
     home = f"http://{table.host}:{table.port}"

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from puhui.core.answer import Answer, Answerer
 from puhui.core.errors import PuhuiError
 from puhui.core.request import Request
-from puhui.gateway.bodies import caller_of, check_model, read_body, read_headers
+from puhui.gateway.bodies import MOST_BODY_MB, caller_of, check_model, read_body, read_headers
 from puhui.gateway.chat import error_event, headers_of, read_request, text_as_stream, whole_reply, with_report
 from puhui.gateway.openapi import document_route
 from puhui.gateway.passthrough import model_routes, passthrough_routes
@@ -47,17 +47,18 @@ def build_app(
     lifespan: Lifespan | None = None,
     more_routes: Sequence[BaseRoute] = (),
     forward: Forward | None = None,
+    max_body_mb: int = MOST_BODY_MB,
 ) -> Starlette:
     """An ASGI application that serves `answerer`.
 
     `models` are the names that a request may give (empty: any name, the upstream decides). `state` is what
     GET /puhui/state shows. `more_routes` come after those of this module. `forward` passes other requests on, such as
-    embeddings; without it there are no routes for them.
+    embeddings; without it there are no routes for them. `max_body_mb` are the mebibytes that a request's body may have.
     """
 
     async def chat(http: HttpRequest) -> Response:
         headers = read_headers(http)
-        request = read_request(await read_body(http, headers), headers, caller_of(http))
+        request = read_request(await read_body(http, headers, max_body_mb), headers, caller_of(http))
         check_model(request, models)
         answer = await answerer(request)
         if request.stream:
@@ -77,7 +78,7 @@ def build_app(
     routes: list[BaseRoute] = [
         Route(CHAT_PATH, chat, methods=["POST"]),
         *model_routes(models, forward),
-        *(passthrough_routes(models, forward) if forward is not None else ()),
+        *(passthrough_routes(models, forward, max_body_mb) if forward is not None else ()),
         Route("/healthz", health),
         Route("/puhui/state", show_state),
         *more_routes,

@@ -9,7 +9,9 @@ from starlette.requests import Request as HttpRequest
 from puhui.core.errors import InvalidRequest, UnknownModel
 from puhui.core.request import Caller, Request
 
-MOST_BODY_BYTES = 8 * 1024 * 1024
+MEBIBYTE = 1024 * 1024
+MOST_BODY_MB = 8
+"""Mebibytes of a body, unless the node is told otherwise."""
 JSON = "application/json"
 
 _NOBODY = Caller()
@@ -41,8 +43,8 @@ def read_headers(http: HttpRequest) -> dict[str, str]:
     return found
 
 
-async def read_body(http: HttpRequest, headers: Mapping[str, str]) -> bytes:
-    """The body, read no further than is allowed. Raises `WrongType` and `TooLarge`.
+async def read_body(http: HttpRequest, headers: Mapping[str, str], most_mb: int = MOST_BODY_MB) -> bytes:
+    """The body, read no further than `most_mb` mebibytes. Raises `WrongType` and `TooLarge`.
 
     A body of no type is taken for JSON: many small clients send none.
     """
@@ -60,8 +62,11 @@ async def read_body(http: HttpRequest, headers: Mapping[str, str]) -> bytes:
             raise InvalidRequest("the client went away before its request was whole")
         piece = message.get("body", b"")
         size += len(piece)
-        if size > MOST_BODY_BYTES:
-            raise TooLarge(f"the body is larger than {MOST_BODY_BYTES} bytes, which is the most taken here")
+        if size > most_mb * MEBIBYTE:
+            raise TooLarge(
+                f"the body is larger than {most_mb} MiB, the most taken here; send less, or have the node started with "
+                "a larger --max-body-mb"
+            )
         pieces.append(piece)
         more = message.get("more_body", False)
     return b"".join(pieces) if len(pieces) > 1 else pieces[0]

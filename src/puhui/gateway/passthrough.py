@@ -34,9 +34,9 @@ _NO_SEGMENTS = frozenset({"", ".", ".."})
 """No part of a model's name: on the way to the upstream they would make another path of it."""
 
 
-def passthrough_routes(models: Collection[str], forward: Forward) -> list[Route]:
+def passthrough_routes(models: Collection[str], forward: Forward, max_body_mb: int) -> list[Route]:
     """POST /v1/completions, /v1/embeddings and /v1/responses."""
-    return [_passthrough(path, models, forward) for path in PATHS]
+    return [_passthrough(path, models, forward, max_body_mb) for path in PATHS]
 
 
 def model_routes(models: Collection[str], forward: Forward | None) -> list[Route]:
@@ -62,10 +62,10 @@ def model_routes(models: Collection[str], forward: Forward | None) -> list[Route
     return [Route("/v1/models", list_models), Route("/v1/models/{id:path}", show_model)]
 
 
-def _passthrough(path: str, models: Collection[str], forward: Forward) -> Route:
+def _passthrough(path: str, models: Collection[str], forward: Forward, max_body_mb: int) -> Route:
     async def pass_on(http: HttpRequest) -> Response:
         headers = read_headers(http)
-        body = await read_body(http, headers)
+        body = await read_body(http, headers, max_body_mb)
         fields, caller = read_fields(body, "model"), caller_of(http)
         request = request_of(body, fields, headers, caller, messages=(), plain=False, query=_query(http))
         check_model(request, models)

@@ -22,6 +22,7 @@ from puhui.gateway.admin import key_routes
 from puhui.gateway.admission import MOST_AT_ONCE, Gate, add_gate
 from puhui.gateway.allowance import Allowances
 from puhui.gateway.app import build_app
+from puhui.gateway.bodies import MOST_BODY_MB
 from puhui.gateway.connections import KEEP_ALIVE_S, BoundedProtocol, BoundedServer, allow_many_files
 from puhui.gateway.device import device_routes
 from puhui.gateway.door import add_door, check_address, read_origin
@@ -69,6 +70,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     access_log: bool = True
     otlp_endpoint: str | None = None
     most_at_once: int = MOST_AT_ONCE
+    max_body_mb: int = MOST_BODY_MB
 
     @property
     def big_models(self) -> tuple[UpstreamSettings, ...]:
@@ -96,8 +98,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
     table = KeyTable(store)
     ring, allowances = KeyRing(table), Allowances(table)
     check_address(settings.host, ring, required=settings.keys_required, allow_open=settings.allow_open)
-    key = load_or_create_key(settings.key)
-    roster = Roster(store, {key.public}, promise=settings.promise)
+    roster = Roster(store, {load_or_create_key(settings.key).public}, promise=settings.promise)
     feed = LiveFeed(roster.name_of)
     gate = Gate(settings.most_at_once, origins=[read_origin(each) for each in settings.allow_origins])
     instruments = _instruments(settings, store, pool, gate)
@@ -133,6 +134,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
         lifespan=lifespan,
         more_routes=[*own, *instruments.routes(node), *more_routes],
         forward=node.forward,
+        max_body_mb=settings.max_body_mb,
     )
     add_door(
         app,
