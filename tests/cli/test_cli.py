@@ -81,7 +81,7 @@ def serve(*words: str) -> list[str]:
         (serve("--price-tokens", "cheap"), "--price-tokens is 'cheap'"),
         (serve("--price-tokens", "1"), "--price-tokens is '1'"),
         (serve("--price-tokens", "1,2,3"), "--price-tokens is '1,2,3'"),
-        (serve("--price-tokens", "1,-2"), "price_out is -2.0"),
+        (serve("--price-tokens", "1,-2"), "--price-tokens is '1,-2', but no price is below 0"),
         (serve("--log-level", "LOUD"), "log_level is 'LOUD'"),
         (serve("--key-env", "NO_SUCH_KEY"), "NO_SUCH_KEY"),
         (serve("--host", "0.0.0.0"), "--allow-open"),

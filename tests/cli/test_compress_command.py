@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 import experts as sample
 from puhui.cli.compress_command import again
 from puhui.cli.main import app
+from puhui.cli.options import prices_of
+from puhui.core.errors import SettingsError
+from serving import BigModel
 
 BIG = """
 def subject(text):
@@ -37,6 +40,29 @@ def test_an_expert_from_files_with_texts_added(tmp_path: Path) -> None:
     assert made["card"]["data"]["rows"] == 150
     assert made["card"]["data"]["source"] == "mail.jsonl; 30 texts were crossed from others"
     assert CliRunner().invoke(app, [*words, "--augment", "-1"]).exit_code == 2
+
+
+def test_a_budget_in_money_needs_a_price_before_the_first_request(tmp_path: Path, big: BigModel) -> None:
+    big.rule = sample.subject_of
+    (tmp_path / "mail.jsonl").write_text("".join(json.dumps(text) + "\n" for text in sample.questions(120)))
+    words = ["compress", "--big", f"openai:nobody-knows@{big.url}", "--data", str(tmp_path / "mail.jsonl"), "--keep"]
+    words += ["0.5", "--money", "1", "--work", str(tmp_path / "work"), "--data-dir", str(tmp_path / "data"), "--json"]
+    words += ["-o", str(tmp_path / "expert"), "--trials", "1"]
+    refused = CliRunner().invoke(app, words)
+    assert not big.bodies
+    assert isinstance(refused.exception, SettingsError)
+    assert "(--price-tokens IN,OUT), or a budget in requests or seconds (--most-requests, --most-seconds)" in str(
+        refused.exception
+    )
+    made = CliRunner().invoke(app, [*words, "--price-tokens", "1,2", "--parallel", "2", "--most-seconds", "60"])
+    assert made.exit_code == 0, made.output
+    assert big.bodies
+
+
+@pytest.mark.parametrize("given", ["2", "a,b", "-1,2", "1,inf"])
+def test_prices_that_are_none(given: str) -> None:
+    with pytest.raises(SettingsError, match=f"--price-tokens is '{given}'"):
+        prices_of(given)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from puhui.cli.compress_view import View
-from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
+from puhui.cli.options import AsJson, DataFolder, PriceTokens, StoreUrl, data_folder, prices_of, store_url
 from puhui.compress.profiles import load_profile
 from puhui.compress.search import Goal
 from puhui.compress.workshop import Order, base_for, craft, open_rows
@@ -57,7 +57,15 @@ def compress(
     labels: Annotated[str | None, typer.Option(help="The answers that are allowed, with commas between.")] = None,
     key_env: Annotated[str | None, typer.Option(help="Name of the environment variable with the API key.")] = None,
     money: Annotated[float | None, typer.Option(help="Most that asking may cost, in USD.")] = None,
+    price_tokens: PriceTokens = None,
     most_requests: Annotated[int | None, typer.Option(min=1, help="Most requests to the big model.")] = None,
+    most_seconds: Annotated[float | None, typer.Option(min=0.0, help="Most seconds of asking it.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Questions under way at once.", show_default="16 for an endpoint, else 1")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Whether a model that is named may be fetched from Hugging Face.")
+    ] = False,
     augment: Annotated[
         int, typer.Option(min=0, help="Texts to add where there are few: the big model's own paraphrases, if it can.")
     ] = 0,
@@ -96,7 +104,14 @@ def compress(
     more = None if unlabelled is None else read_rows(unlabelled)
     rows = open_rows(data, task, store_url(store, folder))
     names = tuple(name.strip() for name in labels.split(",")) if labels else ()
-    teacher = open_teacher(big, TeacherOptions(labels=names, prompt=prompt or rows.prompt), key=_key(key_env))
+    options = TeacherOptions(
+        labels=names,
+        prompt=prompt or rows.prompt,
+        prices=prices_of(price_tokens),
+        parallel=parallel,
+        download=download,
+    )
+    teacher = open_teacher(big, options, key=_key(key_env))
     order = Order(
         out=out,
         work=(work or Path(platformdirs.user_cache_dir("puhui", appauthor=False)) / "work").absolute(),
@@ -108,7 +123,7 @@ def compress(
             seconds=None if minutes is None else minutes * 60.0,
             thorough=thorough,
         ),
-        budget=Budget(money=money, requests=most_requests),
+        budget=Budget(money=money, requests=most_requests, seconds=most_seconds),
         base=base or base_for(teacher),
         name=task or (data.stem if data is not None else "expert"),
         source=str(data.name) if data is not None else f"task {task}",

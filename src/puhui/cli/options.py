@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import platformdirs
 import typer
 
+from puhui.core.errors import SettingsError
 from puhui.store.database import sqlite_url
 
 DataFolder = Annotated[
@@ -23,7 +25,31 @@ StoreUrl = Annotated[
     str | None,
     typer.Option("--store", envvar="PUHUI_STORE", help="Database URL.", show_default="SQLite in the data directory"),
 ]
+PriceTokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Price of a million tokens read and written by the big model, as IN,OUT.",
+        show_default="by the model's name",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def prices_of(given: str | None) -> tuple[float, float] | None:
+    """The two prices of `--price-tokens`; None where it is not given. SettingsError for anything but two prices.
+
+    >>> prices_of("2.5,10")
+    (2.5, 10.0)
+    """
+    if given is None:
+        return None
+    try:
+        read, written = (float(part) for part in given.split(","))
+    except ValueError as error:
+        raise SettingsError(f"--price-tokens is {given!r}, but must be two numbers such as 2.5,10") from error
+    if not (0 <= read < math.inf and 0 <= written < math.inf):
+        raise SettingsError(f"--price-tokens is {given!r}, but no price is below 0 or without end")
+    return read, written
 
 
 def data_folder(given: Path | None) -> Path:

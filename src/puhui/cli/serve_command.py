@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from puhui.cli.options import DataFolder, StoreUrl, data_folder, store_url
+from puhui.cli.options import DataFolder, StoreUrl, data_folder, prices_of, store_url
 from puhui.cli.serve_file import ServeFile, read_serve_file
 from puhui.core.errors import SettingsError
 from puhui.dashboard.pages import dashboard_routes
@@ -239,7 +239,7 @@ def serve(
 ) -> None:
     """Serve a node in front of a big model: point your OpenAI client's base_url at it."""
     file = read_serve_file(config) if config is not None else ServeFile()
-    price_in, price_out = _prices(price_tokens)
+    price_in, price_out = prices_of(price_tokens) or (None, None)
     table = _over(
         file.serve,
         host=host,
@@ -347,13 +347,3 @@ def _with_prices(upstreams: Sequence[UpstreamSettings], *, by_tariff: bool) -> t
             upstream = _over(upstream, price_in=price_in, price_out=price_out)
         priced.append(upstream)
     return tuple(priced)
-
-
-def _prices(given: str | None) -> tuple[float | None, float | None]:
-    if given is None:
-        return None, None
-    try:
-        read, written = (float(part) for part in given.split(","))
-    except ValueError as error:
-        raise SettingsError(f"--price-tokens is {given!r}, but must be two numbers such as 2.5,10") from error
-    return read, written

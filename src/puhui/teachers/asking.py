@@ -24,7 +24,7 @@ import msgspec
 from puhui.core.errors import SettingsError, UpstreamError, UpstreamGarbled, UpstreamRefused
 from puhui.teachers.answer_book import AnswerBook, key_of, plain
 from puhui.teachers.soft_answers import SoftAnswers
-from puhui.teachers.teacher import Teacher, Told
+from puhui.teachers.teacher import HasPrice, Teacher, Told
 
 MOST_TRIES = 6
 TRIES_OF_GARBLED = 2
@@ -186,6 +186,8 @@ class _Asking:
     async def run(self) -> None:
         """Asks until nothing waits or the budget is spent."""
         self._show()
+        if self._waiting and isinstance(self._teacher, HasPrice) and self._teacher.prices is None:
+            self._count(None)
         if self._budget.money is not None and (first := self._next(1)):
             await self._ask(first)  # alone: now it is known what an answer costs
         tasks = [asyncio.create_task(self._work()) for _ in range(self._teacher.parallel)]
@@ -261,7 +263,8 @@ class _Asking:
         if cost is None and self._budget.money is not None:
             raise SettingsError(
                 f"the budget is in money, but what {self._teacher.name} costs is not known: give its prices for a "
-                "million tokens read and written, or a budget in requests or seconds"
+                "million tokens read and written (--price-tokens IN,OUT), or a budget in requests or seconds "
+                "(--most-requests, --most-seconds)"
             )
         self.cost += cost or 0.0
         self._dearest = max(self._dearest, cost or 0.0)

@@ -138,6 +138,16 @@ class IsEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class HasPrice(Protocol):
+    """What a teacher is as well if its answers cost money."""
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Money (USD) for a million tokens read and written; None where nobody knows."""
+        ...
+
+
 def identity(kind: str, reference: str, options: TeacherOptions, more: Mapping[str, Any] | None = None) -> str:
     """The digest of a teacher, in hexadecimal."""
     said = {"kind": kind, "reference": reference, **options.identity(), **(more or {})}

@@ -42,7 +42,7 @@ class EndpointTeacher:
         self._likely = True
         settings = {"temperature": 0} | options.settings
         self._settings = {name: value for name, value in settings.items() if value is not None}
-        self._prices = options.prices or token_prices(self._model)
+        self.prices = options.prices or token_prices(self._model)
 
     async def ask_many(self, texts: Sequence[str]) -> list[Told]:
         """See `Teacher`."""
@@ -70,8 +70,8 @@ class EndpointTeacher:
             raise UpstreamGarbled(f"{self.name} answered {text!r:.80} with something that is no text")
         used = answer.usage
         cost = None
-        if self._prices is not None:
-            cost = (used.prompt_tokens * self._prices[0] + used.completion_tokens * self._prices[1]) / 1_000_000
+        if self.prices is not None:
+            cost = (used.prompt_tokens * self.prices[0] + used.completion_tokens * self.prices[1]) / 1_000_000
         return Told(
             answer=canonical(answer.text),
             alternatives=answer.alternatives,
