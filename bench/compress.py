@@ -24,7 +24,8 @@ rounds; `times_cheaper` is the median over the rounds of the ratio of their CPU 
 busy machine, which slows both down, does not spoil it. `training_cpu_s` is CPU time of the process, too.
 
 Every row is kept in the work folder as soon as it is measured: an interrupted run goes on from there, and runs of
-different big models may go on side by side.
+different big models may go on side by side. `--time-again` measures the costs of kept rows anew, when the machine is
+idle: an encoder's weights fit a cache that nobody else wants.
 """
 
 from __future__ import annotations
@@ -202,6 +203,19 @@ def kitchen_of(world: World, size: int) -> Kitchen:
     return Kitchen(taught, world.folder, base=world.base, held=held, epsilon=EPSILONS[0])
 
 
+def time_again(world: World, row: Row) -> Row:
+    """The row, with what an answer costs measured anew; what learned is read where it is kept."""
+    if "failed" in row:
+        return row
+    size, name = row["answers"], row["expert"]
+    if name in PEERS:
+        train = world.splits["train"]
+        peer = PEERS[name](train.texts[:size], train.answers[:size], world.folder, say)
+        return row | cost(world.ask, lambda text: peer.predict_many([text]), timed_texts(world.splits))
+    model = kitchen_of(world, size).cook(OURS[name]).model
+    return row | cost(world.ask, model.predict_one, timed_texts(world.splits))
+
+
 def our_row(world: World, size: int, name: str) -> Row:
     """One of ours, told so many answers."""
     cooked = kitchen_of(world, size).cook(OURS[name])
@@ -251,8 +265,8 @@ def world_of(big: str, data: Path, work: Path, seed: int) -> World:
     return World(splits, asked, folder, base, big == "tuned")
 
 
-def rows_of(world: World, size: int, *, kept_alone: bool = False) -> Iterator[Row]:
-    """All rows of one size, each kept when it is measured; with `kept_alone` those that were."""
+def rows_of(world: World, size: int, *, kept_alone: bool = False, again: bool = False) -> Iterator[Row]:
+    """All rows of one size, each kept when it is measured; with `kept_alone` those that were, `again` timed anew."""
     for name in (*OURS, *PEERS):
         kept = world.folder / "rows" / f"{size}-{name}.json".replace(" ", "_")
         if not kept.exists():
@@ -262,11 +276,21 @@ def rows_of(world: World, size: int, *, kept_alone: bool = False) -> Iterator[Ro
             row = peer_row(world, size, name) if name in PEERS else our_row(world, size, name)
             kept.parent.mkdir(exist_ok=True)
             kept.write_text(json.dumps({"expert": name, "answers": size} | row))
+        elif again:
+            say(f"{name}, {size} answers, timed again")
+            kept.write_text(json.dumps(time_again(world, json.loads(kept.read_text()))))
         yield json.loads(kept.read_text())
 
 
 def measured(
-    data: Path, work: Path, bigs: Sequence[str], sizes: Sequence[int], seed: int, *, kept_alone: bool
+    data: Path,
+    work: Path,
+    bigs: Sequence[str],
+    sizes: Sequence[int],
+    seed: int,
+    *,
+    kept_alone: bool,
+    again: bool,
 ) -> list[Row]:
     """All rows, read where an earlier run has measured them."""
     rows: list[Row] = []
@@ -276,7 +300,7 @@ def measured(
         accuracy = float(np.mean([one == other for one, other in zip(test.answers, test.truth, strict=True)]))
         rows.append({"big": big, "expert": "the big model itself", "accuracy": accuracy})
         for size in sizes:
-            rows += [{"big": big, **row} for row in rows_of(world, size, kept_alone=kept_alone)]
+            rows += [{"big": big, **row} for row in rows_of(world, size, kept_alone=kept_alone, again=again)]
     return rows
 
 
@@ -308,10 +332,19 @@ def main() -> None:
     parser.add_argument(
         "--kept", action="store_true", help="measure nothing: the rows that are kept in the work folder"
     )
+    parser.add_argument("--time-again", action="store_true", help="measure what answers of kept rows cost anew")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true", help=f"keep the result in results/{RESULTS.name}")
     given = parser.parse_args()
-    rows = measured(given.data, given.work, given.big, given.sizes, given.seed, kept_alone=given.kept)
+    rows = measured(
+        given.data,
+        given.work,
+        given.big,
+        given.sizes,
+        given.seed,
+        kept_alone=given.kept,
+        again=given.time_again,
+    )
     if given.save:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows)) if given.json else show(rows)
