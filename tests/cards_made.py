@@ -78,7 +78,6 @@ def full_card(*, labels: int = 12, candidates: int = 20, words: tuple[str, ...] 
             "ceiling": Ceiling(0.98, 0.97, 0.99, 1_000),
             "data": Data(rows=20_000, held_out=2_000, source=words[1], digest="ab" * 32),
             "lineage": (Ancestor(words[0], words[1], "cd" * 32, words[2]),),
-            "language": ("en", "zh"),
             "licence": words[0],
             "created": 1.7e9,
             "files": {"weights.safetensors": "ef" * 32},

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import experts
 from cards_made import HOSTILE, full_card
+from puhui.bundles.card_words import FAMILIES_ZH
 from puhui.bundles.model_card import render_model_card
 from puhui.evolve.traffic import Task
+from puhui.models.family import FAMILIES
 
 hub = pytest.importorskip("huggingface_hub", reason="the workshop extra is not installed")
 
@@ -24,7 +26,6 @@ def test_it_is_a_model_card(tmp_path: Path) -> None:
     assert read.data.library_name == "puhui"
     assert read.data.pipeline_tag == "text-classification"
     assert read.data.license == "apache-2.0"
-    assert read.data.language == ["en", "zh"]
     assert read.data.model_name == card.task_name
     results = {each.metric_type: each for each in read.data.eval_results}
     assert results["agreement"].metric_value == card.agreement
@@ -38,10 +39,24 @@ def test_it_is_a_model_card(tmp_path: Path) -> None:
     assert "puhui.open_expert(" in read.text
 
 
+@pytest.mark.parametrize(
+    ("family", "tag", "task"),
+    [("span", "token-classification", "token-classification"), ("number", None, "other"), ("fields", None, "other")],
+)
+def test_what_a_family_does_by_the_hubs_names(family: str, tag: str | None, task: str) -> None:
+    card = full_card(family=family)
+    read = hub.ModelCard(render_model_card(card))
+    assert read.data.pipeline_tag == tag
+    assert {each.task_type for each in read.data.eval_results} == {task}
+
+
+def test_every_family_has_a_name_in_chinese() -> None:
+    assert FAMILIES_ZH.keys() == FAMILIES.keys()
+
+
 def test_a_licence_that_is_a_sentence_and_nothing_known() -> None:
     read = hub.ModelCard(render_model_card(experts.card(Task("t", "a task", "context:1", "m"))))
     assert (read.data.license, read.data.license_name) == ("other", "as the big model's answers")
-    assert "language" not in read.data.to_dict()
     assert [each.metric_type for each in read.data.eval_results] == ["agreement"]
     assert "The card does not say what was proven" in read.text
 

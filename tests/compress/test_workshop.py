@@ -407,7 +407,11 @@ def test_experts_start_from_the_big_model_where_it_is_an_encoder(tmp_path: Path,
     made = craft(teacher, given, order(tmp_path, goal=goal, base=base_for(teacher)), key)
     assert made.card.family == "encoder"
     assert made.card.agreement > 0.85
-    assert made.card.lineage[0].name == "big-bert"
+    (ancestor,) = made.card.lineage
+    assert (ancestor.role, ancestor.name, len(ancestor.digest)) == ("pretrained encoder", "big-bert", 64)
+    plain = craft(teacher, given, order(tmp_path, "plain", goal=Goal(keep=0.0), base=base_for(teacher)), key)
+    assert plain.card.family == "static"
+    assert not plain.card.lineage
 
 
 def test_one_budget_pays_for_all_that_is_asked(tmp_path: Path, key: SigningKey, big: BigModel) -> None:

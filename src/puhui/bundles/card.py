@@ -140,8 +140,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     `calibration` holds the fields of `cascade.guarantee.Calibration`; a device that reads a card needs no more
     than its `threshold`. `agreement` is the share of held-out rows on which the big model agrees (the mean agreement
     where rows may agree in part), `calibration_error` the expected calibration error of `reliability`, `answer_us` CPU
-    microseconds of one answer, `language` BCP 47 codes where they are known. `agreement_rule` is a
-    `cascade.agreement.Rule` in JSON: when two answers are the same, and how far apart they are where not.
+    microseconds of one answer. `agreement_rule` is a `cascade.agreement.Rule` in JSON: when two answers are the same,
+    and how far apart they are where not.
     """
 
     task: str
@@ -174,7 +174,6 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     ceiling: Ceiling | None = None
     data: Data | None = None
     lineage: tuple[Ancestor, ...] = ()
-    language: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> int:

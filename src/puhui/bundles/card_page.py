@@ -358,8 +358,6 @@ def _origin(card: Card, most: int) -> str:
         known.append((own(shown(each.role, 40)), " · ".join(about)))
     if card.parent is not None:
         known.append((both(Text("replaces", "取代")), code(shown(card.parent, 80))))
-    if card.language:
-        known.append((both(Text("languages", "语言")), escape(shown(", ".join(card.language)))))
     known.append((both(Text("licence", "许可")), own(shown(card.licence))))
     recipe = ""
     if card.recipe:

