@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import experts as sample
@@ -68,14 +70,48 @@ def test_prices_that_are_none(given: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (["-o", "made", "--seed", "1"], ["-o", "made-again", "--seed", "1"]),
-        (["--seed", "1", "-omade"], ["--seed", "1", "-omade-again"]),
-        (["--out", "made"], ["--out", "made-again"]),
-        (["--out=made", "--big", "made"], ["--out=made-again", "--big", "made"]),
+        (["-o", "made", "--seed", "1"], "--out made-again --seed 1"),
+        (["--seed=1", "-omade"], "--out made-again --seed 1"),
+        (["-yo", "made"], "--out made-again --yes"),
+        (["--out=made", "--note", "-o made"], "--out made-again --note '-o made'"),
     ],
 )
-def test_the_command_on_a_card_names_another_folder(typed: list[str], expected: list[str]) -> None:
-    assert again(typed, Path("made")) == expected
+def test_the_command_on_a_card_names_another_folder(typed: list[str], expected: str) -> None:
+    typing = typer.Typer()
+
+    @typing.command()
+    def compress(
+        context: typer.Context,
+        out: Annotated[Path, typer.Option("-o", "--out")],
+        yes: Annotated[bool, typer.Option("--yes", "-y")] = False,
+        note: str = "",
+        seed: int = 0,
+        secret: Annotated[str, typer.Option(envvar="A_SECRET")] = "",
+    ) -> None:
+        typer.echo(shlex.join(again(context, out)))
+
+    said = CliRunner().invoke(typing, typed, env={"A_SECRET": "sesame"})  # what is in the environment stays there
+    assert said.output.strip() == f"puhui compress {expected}"
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
+    slow = "import time\ndef big(text):\n    time.sleep(0.05)\n    print('asked', flush=True)\n    return 'a'\n"
+    (tmp_path / "big.py").write_text(slow)
+    (tmp_path / "mail.txt").write_text("\n".join(sample.questions(400)))
+    words = ["compress", "--big", "python:big.py:big", "--data", "mail.txt", "--work", "work", "--data-dir", "data"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "puhui.cli.main", *words, "-o", "made"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith("puhui: interrupted; the same command goes on from here\n")
 
 
 def test_the_command_on_the_card_makes_the_same_numbers_again(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +27,7 @@ from puhui.trust.keys import load_or_create_key
 
 
 def compress(
+    context: typer.Context,
     big: Annotated[
         str,
         typer.Option(
@@ -130,13 +129,17 @@ def compress(
         augment=augment,
         unlabelled=() if more is None else more.texts,
         accept_nearest=accept_nearest,
-        command=shlex.join(["puhui", *again(sys.argv[1:], out)]),
+        command=shlex.join(again(context, out)),
         seed=seed,
     )
-    with View(Console(stderr=True), ask=not yes and not json and money is None) as view:
-        for lost in () if more is None else more.lost:
-            view.note(f"{unlabelled}: {lost}")
-        made = craft(teacher, rows, order, load_or_create_key(folder / "keys" / "node.key"), view)
+    try:
+        with View(Console(stderr=True), ask=not yes and not json and money is None) as view:
+            for lost in () if more is None else more.lost:
+                view.note(f"{unlabelled}: {lost}")
+            made = craft(teacher, rows, order, load_or_create_key(folder / "keys" / "node.key"), view)
+    except KeyboardInterrupt:
+        typer.echo("puhui: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
     if json:
         result = {"id": made.id, "folder": str(made.folder), "card": made.card, "why": made.found.why}
         typer.echo(msgspec.json.encode(result).decode())
@@ -144,23 +147,18 @@ def compress(
     view.conclude(made)
 
 
-def again(arguments: Sequence[str], out: Path) -> list[str]:
-    """The arguments that make the same expert once more: beside the first, as its folder must not exist yet.
-
-    >>> again(["compress", "--big", "b", "-o", "made"], Path("made"))
-    ['compress', '--big', 'b', '-o', 'made-again']
-    """
-    found, name = [], f"{out}-again"
-    for before, one in zip(["", *arguments], arguments, strict=False):
-        if before in ("-o", "--out"):
-            found.append(name)
-        elif one.startswith("--out="):
-            found.append(f"--out={name}")
-        elif one.startswith("-o") and one != "-o":
-            found.append(f"-o{name}")
-        else:
-            found.append(one)
-    return found
+def again(context: typer.Context, out: Path) -> list[str]:
+    """The words that make the same expert once more: every option that was typed, as it was understood, and a folder
+    beside the first, as that must not exist yet."""
+    words = ["puhui", "compress"]
+    for option in context.command.params:
+        name = str(option.name)
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = f"{out}-again" if name == "out" else context.params[name]
+        words += [max(option.opts, key=len)] if value is True else [max(option.opts, key=len), str(value)]
+    return words
 
 
 def _key(name: str | None) -> str | None:
