@@ -94,6 +94,15 @@ def test_the_command_on_a_card_names_another_folder(typed: list[str], expected: 
     assert said.output.strip() == f"puhui compress {expected}"
 
 
+def test_counts_are_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "big.py").write_text(BIG)
+    (tmp_path / "mail.txt").write_text("\n".join(sample.questions(120)))
+    words = ["compress", "--big", f"python:{tmp_path / 'big.py'}:subject", "--data", str(tmp_path / "mail.txt")]
+    words += ["--keep", "0.8", "--trials", "1", "--work", str(tmp_path / "work"), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "expert")])
+    assert "Nothing is proven at ε = 2.0% on 30 rows, so it is never sure." in result.output
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     slow = "import time\ndef big(text):\n    time.sleep(0.05)\n    print('asked', flush=True)\n    return 'a'\n"
     (tmp_path / "big.py").write_text(slow)

@@ -194,6 +194,7 @@ def test_answers_that_agree_in_part_are_counted_by_their_rule(tmp_path: Path, ke
     ("answer", "told"),
     [
         (lambda text: "yes", "with one answer there is nothing to learn"),
+        (lambda text: '["a", "b"]', "with one answer there is nothing to learn"),
         (lambda text: text[::-1], "no task here: of 200 answers, every answer is different"),
         (lambda text: " ", "all 200 answers are empty"),
     ],
@@ -239,6 +240,15 @@ def test_a_target_that_nothing_meets(tmp_path: Path, key: SigningKey) -> None:
     for accept in (False, True):  # what a device cannot hold is never made
         with pytest.raises(LearningError, match="nothing fits the target 'button'"):
             craft(teacher, rows(200), order(tmp_path, goal=goal, accept_nearest=accept), key)
+
+
+def test_answers_that_are_empty_are_told(tmp_path: Path, key: SigningKey) -> None:
+    def big(text: str) -> str:
+        return sample.subject_of(text).replace("food", "")
+
+    notes = Notes()
+    craft(open_teacher(big, TeacherOptions(name="mute")), rows(120), order(tmp_path, goal=Goal(keep=0.5)), key, notes)
+    assert re.match(r"\d+ of 120 answers are empty", notes.notes[0])
 
 
 def test_a_target_that_allows_nothing_costs_nothing(tmp_path: Path, key: SigningKey) -> None:

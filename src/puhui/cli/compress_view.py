@@ -112,7 +112,8 @@ class View(Watcher):
         say(words.agreement(card).en)
         proven = card.calibration
         if proven["threshold"] is None:
-            say(f"Nothing is proven at ε = {proven['epsilon']:.1%} on {proven['rows']} rows, so it is never sure.")
+            rows = proven["rows"] or 0  # a card holds numbers alone, so counts are floats
+            say(f"Nothing is proven at ε = {proven['epsilon']:.1%} on {rows:,.0f} rows, so it is never sure.")
         else:
             say(
                 f"It answers {proven['coverage']:.1%} of the requests by itself, at a proven risk of at most "

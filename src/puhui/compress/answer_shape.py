@@ -114,7 +114,8 @@ Shape: TypeAlias = Label | LabelSet | Number | Span | Fields
 
 
 def find_shape(texts: Sequence[str], answers: Sequence[str], *, fewest: int = FEWEST_ANSWERS) -> Shape | None:
-    """The shape of the big model's answers, `answers[i]` to `texts[i]`; None for open text or fewer than `fewest`.
+    """The shape of the big model's answers, `answers[i]` to `texts[i]`; None for open text, fewer than `fewest`, or one
+    answer to all.
 
     >>> rows = [(f"{n} nights in {city}", city) for city in ("Ulm", "Köln") for n in range(90)]
     >>> find_shape(*zip(*rows))
@@ -125,6 +126,8 @@ def find_shape(texts: Sequence[str], answers: Sequence[str], *, fewest: int = FE
     if len(answers) < fewest:
         return None
     said = [canonical(answer) for answer in answers]
+    if len(set(said)) == 1:
+        return None
     labels = closed_set(said, fewest=fewest)
     if labels is not None and len(labels) <= FEW_LABELS:
         return Label(labels)

@@ -125,6 +125,10 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         watcher.note(f"{order.source or 'the data'}: {lost}")
     inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
     texts, told = inquiry.answers(rows)
+    if empty := sum(not one.answer for one in told):
+        watcher.note(
+            f"{empty} of {len(told)} answers are empty: an expert learns to say nothing there, like any answer"
+        )
     parts = _parts(len(texts), order, watcher)
     shape = _shape(teacher, texts, told, parts[0])
     ladder_for(type(shape), order.goal.profile, with_base=order.base is not None)  # before more is paid for
