@@ -84,6 +84,7 @@ def test_from_a_callable_to_a_signed_expert(tmp_path: Path, key: SigningKey) -> 
     assert {"this", "browser", "phone", "edge"} <= card.devices.keys()
     assert set(card.commands.values()) == {"puhui compress …"}
     assert [one.chosen for one in card.trade_offs] == [True]
+    assert [(one.name, one.bits) for one in card.precision] == [("table of n-grams", 8)]
     assert {"card.html", "README.md"} <= {path.name for path in made.folder.iterdir()}
     text = "my cash and my bank account"
     said = open_expert(made.folder).ask(text)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from puhui.bundles.bundle import Page, read_card, seal
-from puhui.bundles.card import Card, Ceiling, Data, Kept, Section, Speed, TradeOff
+from puhui.bundles.card import Card, Ceiling, Data, Section, Speed, TradeOff
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
@@ -29,6 +29,7 @@ from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_neede
 from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
 from puhui.compress.inquiry import Inquiry, others
 from puhui.compress.lineage import lineage_of
+from puhui.compress.precision_kept import kept_of
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
 from puhui.compress.recipes import Kitchen, Material, StaticRecipe, family_of
 from puhui.compress.search import Candidate, Failed, Found, Goal, Search, ladder_for, nearest
@@ -37,9 +38,7 @@ from puhui.compress.watcher import Watcher
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
 from puhui.models.encoder import packaged_encoder
-from puhui.models.expert_cascade import CascadeModel
 from puhui.models.family import ExpertModel
-from puhui.models.onnx_encoder import EncoderModel
 from puhui.store.database import open_store
 from puhui.teachers.asking import Budget, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
@@ -316,6 +315,7 @@ def _sealed(
     card = msgspec.structs.replace(
         card,
         agreement=float(agrees.mean()),
+        precision=kept_of(model, sample.texts),
         confusions=confusions_of(sample.answers, said, agrees=(agrees == 1.0).tolist()),
         reliability=bins,
         calibration_error=calibration_error(bins),
@@ -373,16 +373,8 @@ def _card(
         trade_offs=(*(_trade_off(one, chosen) for one in found.tried), *map(_not_built, found.failed)),
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
-        precision=_precision(model),
         lineage=lineage_of(order.base, chosen.recipe, chosen.family, teacher),
     )
-
-
-def _precision(model: ExpertModel) -> tuple[Kept, ...]:
-    """What became of the matrices of the encoders in a model."""
-    steps = model.steps if isinstance(model, CascadeModel) else (model,)
-    notes = (note for step in steps if isinstance(step, EncoderModel) for note in step.precision)
-    return tuple(Kept(note.name, note.bits, note.harm, note.why) for note in notes)
 
 
 def _devices(order: Order) -> dict[str, Profile]:
