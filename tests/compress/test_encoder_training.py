@@ -14,11 +14,14 @@ pytest.importorskip("onnxscript", reason="the workshop extra is not installed")
 from tests.encoders import random_base  # noqa: E402
 from tests.experts import CLASSES, questions, subject_of  # noqa: E402
 
+from puhui.compress import encoder_training  # noqa: E402
 from puhui.compress.encoder_student import Student  # noqa: E402
 from puhui.compress.encoder_training import EncoderOptions, distill_encoder  # noqa: E402
 from puhui.compress.encoder_tuning import Material, Tuning, lack, tune  # noqa: E402
 from puhui.core.errors import BundleError, LearningError  # noqa: E402
 from puhui.models.onnx_encoder import EncoderModel  # noqa: E402
+from puhui.quantisation.precision import Target  # noqa: E402
+from puhui.quantisation.quantise import quantise  # noqa: E402
 
 WORDS = sorted({word for words in CLASSES.values() for word in words} | {"about", "my", "and", "or", "the", "number"})
 TEXTS = questions(240, seed=1)
@@ -130,6 +133,22 @@ def test_the_limit_of_work_ends_the_tuning(base: Path) -> None:
     tune(student, taught, held, Tuning(10_000, work, 1e-3, 16, 0.1), seed=0, progress=seen.append)
     assert len(seen) == 20 + 1
     assert seen[-1] == 1.0
+
+
+def test_a_file_that_answers_otherwise_is_made_finer_and_then_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def watched(*given: object, target: Target, **more: object) -> object:
+        asked.append(target.cosine)
+        return quantise(*given, target=target, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder_training, "quantise", watched)
+    monkeypatch.setattr(encoder_training, "LEAST_SAME", 1.1)
+    with pytest.raises(LearningError, match="in int8 the encoder answers only"):
+        distill_encoder(TEXTS, ANSWERS, base=base, options=SMALL)
+    assert tuple(asked) == encoder_training.COSINES
 
 
 def test_layers_that_are_not_there_are_refused(base: Path) -> None:
