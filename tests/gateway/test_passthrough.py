@@ -118,6 +118,13 @@ def test_errors(
     assert error["param"] == param
 
 
+def test_needs_that_cannot_be_met_have_a_row(http: httpx.Client, folder: Path) -> None:
+    response = http.post("/v1/embeddings", json={"model": "m", "input": "a"}, headers={"x-puhui-privacy": "device"})
+    assert response.status_code == 422
+    row = rows(folder)[-1]
+    assert (row.id, row.status, row.prompt_tokens) == (response.headers["x-request-id"], 422, 0)
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/models", "/v1/models/m"])
 def test_the_query_goes_on(tmp_path: Path, path: str) -> None:
     asked: list[str] = []

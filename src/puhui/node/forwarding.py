@@ -15,6 +15,7 @@ import msgspec
 
 from puhui.core.answer import Answer, Step, Usage
 from puhui.core.errors import (
+    NeedsUnmet,
     UpstreamDenied,
     UpstreamError,
     UpstreamGarbled,
@@ -34,8 +35,8 @@ Forward = Callable[[str, Request], Awaitable[Forwarded]]
 """The reply to a request's body at a path under the base URL, as it came; without a body it is a GET."""
 Record = Callable[[Answer, float | None], Awaitable[None]]
 """Writes the row of what was answered; told the seconds to a stream's first piece."""
-Fail = Callable[[int, str, int], Coroutine[Any, Any, None]]
-"""Writes the row of what was not: status, reason, and how many events of a stream came before."""
+Fail = Callable[[int, str, Answer | None, int], Coroutine[Any, Any, None]]
+"""Writes the row of what was not: status, reason, what was begun, and how many events of a stream came before."""
 Start = Callable[[Coroutine[Any, Any, None]], None]
 """Starts work that goes on when the client is gone."""
 
@@ -70,8 +71,8 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
     started = time.perf_counter()
     try:
         reply = await ask(path, request)
-    except UpstreamError as error:
-        await fail(status_of(error), str(error), 0)
+    except (UpstreamError, NeedsUnmet) as error:
+        await fail(status_of(error), str(error), None, 0)
         raise
     if reply.pieces is None:
         usage = usage_in(reply.body or b"", time.perf_counter() - started)
@@ -82,9 +83,11 @@ async def forward(path: str, request: Request, ask: Forward, *, record: Record, 
     return reply
 
 
-def status_of(error: UpstreamError) -> int:
+def status_of(error: UpstreamError | NeedsUnmet) -> int:
     """The status of a request that failed so, in the ledger and, where nothing was sent yet, to the caller."""
     match error:
+        case NeedsUnmet():
+            return 422
         case UpstreamDenied():
             return 502
         case UpstreamRefused():
@@ -156,14 +159,15 @@ async def _metered(
             await write()
     except UpstreamError as error:
         if not written:
-            await fail(status_of(error), str(error), 0)
+            await fail(status_of(error), str(error), None, 0)
         raise
     except ValueError as error:
-        await fail(502, str(error), 0)
+        await fail(502, str(error), None, 0)
         raise UpstreamGarbled(f"{reply.by} streamed rubbish: {error}") from error
     except (asyncio.CancelledError, GeneratorExit):
         if not written:
-            start(fail(CLIENT_WENT_AWAY, "the client went away during the stream", max(1, sent)))
+            begun = _answer(reply, usage)
+            start(fail(CLIENT_WENT_AWAY, "the client went away during the stream", begun, max(1, sent)))
         raise
 
 

@@ -37,7 +37,6 @@ from puhui.store.tables import contexts, experience, ledger
 
 log = logging.getLogger("puhui.node")
 
-NEEDS_UNMET = 422
 READ_STORE_EVERY_S = 0.5
 METER_ITSELF_EVERY_S = 30.0
 MOST_KNOWN_CONTEXTS = 10_000
@@ -146,11 +145,8 @@ class Node:
         seat = self._seat(request)
         try:
             answer = await self._cascade(request, seat)(self._asked(request, seat))
-        except UpstreamError as error:
+        except (UpstreamError, NeedsUnmet) as error:
             await self._fail(request, seat, status_of(error), str(error))
-            raise
-        except NeedsUnmet as error:
-            await self._fail(request, seat, NEEDS_UNMET, str(error))
             raise
         except PuhuiError:
             seat.drop()
@@ -171,8 +167,8 @@ class Node:
             request,
             self._passed_on,
             record=lambda answer, first_s: self._to_its_end(self._record(request, answer, seat, first_s)),
-            fail=lambda status, reason, sent: self._fail(
-                request, seat, status, reason, meter_broken_off(request, None, sent, self.tariff)
+            fail=lambda status, reason, answer, sent: self._to_its_end(
+                self._fail(request, seat, status, reason, meter_broken_off(request, answer, sent, self.tariff))
             ),
             start=self._start,
         )
