@@ -163,9 +163,9 @@ def unevaluated(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize("schema", [doubling(40), unevaluated(40), {"items": {"allOf": [{}] * 3_000}}])
 def test_no_schema_holds_up_the_node(schema: dict[str, Any]) -> None:
     known = json.dumps([{"a": 1}] * 3_000)
-    started = time.perf_counter()
+    started = time.process_time()
     assert not fits(known, asked(**by_schema(schema)).settings, ())
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 5.0  # where it was looked through, it took hours
     assert fits(known, asked(**by_schema(schema)).settings, (known,))
 
 

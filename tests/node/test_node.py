@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import select, text
 
 import experts as sample
-from puhui.core.answer import Answer
+from nodes_made import ALWAYS, DONE, NOWHERE, QUESTIONS, ask, group, node, pieces_of, remembered, rows, until
 from puhui.core.errors import StoreError, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamUnavailable
-from puhui.core.request import Request
-from puhui.core.settings import AuditRate
 from puhui.energy.power import estimate_remote_joules
-from puhui.evolve.traffic import sort_request
-from puhui.gateway.chat import read_request
-from puhui.models.endpoint import Endpoint
-from puhui.models.http_link import Timeouts
-from puhui.node.node import Node
-from puhui.node.roster import Roster
 from puhui.store.database import Store
-from puhui.store.tables import contexts, experience, experts, ledger
+from puhui.store.tables import contexts, experts
 from puhui.trust.keys import SigningKey, load_or_create_key
 from serving import BigModel, chunk, head_of, raw_server, says
-
-ALWAYS = AuditRate(1.0, 1.0, 1.0)
-SELDOM = AuditRate(1e-9, 1e-9, 1e-9)
-NOWHERE = "http://127.0.0.1:9/v1"
-DONE = b"data: [DONE]\n\n"
 
 
 @pytest.fixture
@@ -44,53 +28,6 @@ def key(tmp_path: Path) -> SigningKey:
 def big(big: BigModel) -> BigModel:
     big.rule = sample.subject_of
     return big
-
-
-@contextlib.asynccontextmanager
-async def node(
-    store: Store, url: str, key: SigningKey, audit_rate: AuditRate = SELDOM, **more: Any
-) -> AsyncIterator[Node]:
-    endpoint = Endpoint(url, timeouts=Timeouts(first_token_s=5.0))
-    async with Node(store, endpoint, Roster(store, {key.public}), audit_rate=audit_rate, seed=1, **more) as opened:
-        yield opened
-    await endpoint.close()
-
-
-def ask(question: str, *, quality: str = "0", **fields: Any) -> Request:
-    messages = [{"role": "system", "content": sample.SYSTEM}, {"role": "user", "content": question}]
-    body = {"model": "m", "messages": messages} | fields
-    return read_request(msgspec.json.encode(body), {"x-puhui-quality": quality})
-
-
-def group() -> str:
-    found = sort_request(ask("x"))
-    assert found is not None
-    return found.group
-
-
-QUESTIONS = sample.questions(60, seed=5)
-
-
-def rows(store: Store, kind: str | None = None) -> list[Any]:
-    query = select(ledger).order_by(ledger.c.number)
-    with store.begin() as connection:
-        return list(connection.execute(query if kind is None else query.where(ledger.c.kind == kind)))
-
-
-def remembered(store: Store) -> list[Any]:
-    with store.begin() as connection:
-        return list(connection.execute(select(experience).order_by(experience.c.number)))
-
-
-async def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - what is waited for lies in the store
-            await asyncio.sleep(0.01)
-
-
-async def pieces_of(answer: Answer) -> list[bytes]:
-    assert answer.pieces is not None
-    return [piece async for piece in answer.pieces]
 
 
 # --- the ledger -----------------------------------------------------------------------------------------------
@@ -345,178 +282,3 @@ async def test_an_expert_of_another_key_is_refused(
     async with node(store, big.url, key) as served:
         assert (await served(ask(QUESTIONS[0]))).expert is None
     assert "not trusted" in rows(store, "refusal")[0].note
-
-
-# --- audits ---------------------------------------------------------------------------------------------------
-
-
-async def test_audits_follow_the_answer(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
-    expert, _, _ = sample.promote(store, tmp_path, key, group())
-    async with node(store, big.url, key, ALWAYS) as served:
-        for question in QUESTIONS[:10]:
-            assert (await served(ask(question, stream=False))).expert == expert
-        await until(lambda: not served.audits_due)
-        watch = served.roster.experts[0].watch
-        await until(lambda: watch.observations == 10)
-        assert watch.losses == 0.0
-        found = remembered(store)
-        assert [row.answer for row in found] == [sample.subject_of(question) for question in QUESTIONS[:10]]
-        assert all(row.coin and row.body is None and row.expert == expert for row in found)
-        assert [row.expert_answer for row in found] == [row.answer for row in found]
-        audits = rows(store, "audit")
-        assert [row.id for row in audits] == [row.id for row in found]
-        assert all(row.by == "big:m" and row.joules > 0 for row in audits)
-
-
-async def test_more_audits_are_asked_at_once_the_more_wait(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
-) -> None:
-    sample.promote(store, tmp_path, key, group())
-    asking, most, go_on = 0, 0, asyncio.Event()
-
-    async def slow(request: Request) -> Answer:
-        nonlocal asking, most
-        asking += 1
-        most = max(most, asking)
-        await go_on.wait()
-        asking -= 1
-        return Answer(by="big:m", text=sample.subject_of(request.messages[-1].text or ""))
-
-    async with Node(store, slow, Roster(store, {key.public}), audit_rate=ALWAYS, seed=1) as served:
-        for question in QUESTIONS[:30]:
-            await served(ask(question))
-        await until(lambda: asking == 4)  # one for each eight of those that wait
-        go_on.set()
-        await until(lambda: not served.audits_due)
-        assert served.roster.experts[0].watch.observations == 30
-    assert most == 4
-
-
-async def test_audits_that_cannot_be_asked_do_not_pile_up(
-    store: Store, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("puhui.node.audit.MOST_DUE", 5)
-    sample.promote(store, tmp_path, key, group())
-    async with node(store, NOWHERE, key, ALWAYS) as served:
-        answers = [await served(ask(question)) for question in QUESTIONS[:12]]
-        assert all(answer.expert for answer in answers)
-        assert served.audits_due == 5
-    assert [row.coin for row in remembered(store)] == [True] * 5
-
-
-@pytest.mark.parametrize("failing", ["refused", "unwritten"])
-async def test_a_request_that_fails_does_not_hold_up_the_watch(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sample.promote(store, tmp_path, key, group(), threshold=0.9)
-    async with node(store, big.url, key, ALWAYS) as served:
-        if failing == "refused":
-            big.refuse = 400
-            with pytest.raises(UpstreamRefused):
-                await served(ask("entirely different words that nobody taught"))
-            big.refuse = 200
-        else:
-            with monkeypatch.context() as broken:
-                broken.setattr(served._journal, "append", _disk_full)
-                with pytest.raises(StoreError):
-                    await served(ask("entirely different words that nobody taught"))
-        watch = served.roster.experts[0].watch
-        await served(ask("other words that nobody taught"))
-        assert watch.observations == 1  # the failed one is no observation, and this one did not wait for it
-
-
-async def _disk_full(_: object) -> None:
-    raise StoreError("the disk is full")
-
-
-async def test_an_audited_stream_is_asked_without_streaming(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
-) -> None:
-    sample.promote(store, tmp_path, key, group())
-    async with node(store, big.url, key, ALWAYS) as served:
-        await served(ask(QUESTIONS[0], stream=True, stream_options={"include_usage": True}, user="é"))
-        await until(lambda: rows(store, "audit"))
-    assert "stream" not in big.bodies[-1]
-    assert "stream_options" not in big.bodies[-1]
-    assert big.bodies[-1]["user"] == "é"
-
-
-async def test_a_world_that_changes_ends_the_expert(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
-) -> None:
-    expert, _, task = sample.promote(store, tmp_path, key, group())
-    async with node(store, big.url, key, ALWAYS) as served:
-        await served(ask(QUESTIONS[0]))
-        big.rule = lambda text: "something new"
-        for question in QUESTIONS[1:40]:
-            await served(ask(question))
-            await until(lambda: not served.audits_due)
-            if not served.roster.experts:
-                break
-        assert served.roster.experts == ()
-        answer = await served(ask(QUESTIONS[50]))
-        assert (answer.by, answer.text) == ("big:m", "something new")
-        await until(lambda: rows(store, "demotion"))
-    demotion = rows(store, "demotion")[0]
-    assert (demotion.expert, demotion.task) == (expert, task.id)
-    assert "risk above 5.0%" in demotion.note
-    with store.begin() as connection:
-        row = connection.execute(select(experts)).one()
-    assert (row.status, row.reason) == ("demoted", demotion.note)
-    async with node(store, big.url, key) as served:
-        assert (await served(ask(QUESTIONS[51]))).expert is None
-
-
-async def test_a_restart_takes_up_what_was_due(store: Store, big: BigModel, key: SigningKey, tmp_path: Path) -> None:
-    sample.promote(store, tmp_path, key, group())
-    big.refuse = 503
-    async with node(store, big.url, key, ALWAYS) as served:
-        for question in QUESTIONS[:5]:
-            await served(ask(question))
-        assert served.audits_due == 5
-    assert [row.answer for row in remembered(store)] == [None] * 5
-    big.refuse = 200
-    async with node(store, big.url, key, ALWAYS) as served:
-        await until(lambda: len(rows(store, "audit")) == 5)
-        await until(lambda: not served.audits_due)
-        watch = served.roster.experts[0].watch
-        await until(lambda: watch.observations == 5)
-        assert watch.losses == 0.0
-    assert all(row.answer and row.body is None for row in remembered(store))
-    async with node(store, big.url, key, ALWAYS) as served:
-        assert served.audits_due == 0
-        assert served.roster.experts[0].watch.observations == 5
-    assert len(rows(store, "audit")) == 5
-
-
-async def test_an_audit_that_the_big_model_refuses_is_given_up(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
-) -> None:
-    sample.promote(store, tmp_path, key, group())
-    big.refuse = 400
-    async with node(store, big.url, key, ALWAYS) as served:
-        await served(ask(QUESTIONS[0]))
-        await until(lambda: rows(store, "audit"))
-        await until(lambda: not served.audits_due)
-        assert served.roster.experts[0].watch.observations == 0
-    assert rows(store, "audit")[0].status == 400
-    assert remembered(store)[0].body is None
-
-
-async def test_the_watch_after_a_restart_is_as_before(
-    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
-) -> None:
-    sample.promote(store, tmp_path, key, group())
-    big.rule = lambda text: "odd" if text == QUESTIONS[3] else sample.subject_of(text)
-    async with node(store, big.url, key, AuditRate(0.5, 0.5, 0.5)) as served:
-        for question in QUESTIONS[:30]:
-            await served(ask(question))
-        await until(lambda: not served.audits_due)
-        before = served.roster.experts[0].watch
-        await until(lambda: before.observations == len(remembered(store)))
-    assert 5 < before.observations < 25
-    async with node(store, big.url, key) as served:
-        after = served.roster.experts[0].watch
-        assert (after.observations, after.losses) == (before.observations, before.losses)
-        assert after.evidence == pytest.approx(before.evidence)
-        assert served.roster.experts[0].served == 30
