@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -149,6 +150,33 @@ def test_a_file_that_answers_otherwise_is_made_finer_and_then_refused(
     with pytest.raises(LearningError, match="in int8 the encoder answers only"):
         distill_encoder(TEXTS, ANSWERS, base=base, options=SMALL)
     assert tuple(asked) == encoder_training.COSINES
+
+
+def test_neurons_that_say_most_are_kept(base: Path) -> None:
+    student = Student.open(base, 32)
+    rows = student.read(TEXTS[:100])
+    before = student.pooled_many(rows)
+    layer = student.layers[1]
+    with torch.no_grad():  # half of the neurons say nothing
+        silent = torch.arange(layer.output.dense.in_features) % 2 == 0
+        layer.output.dense.weight[:, silent] = 0.0
+    whole = student.pooled_many(rows)
+    student.keep_inner(0.5, rows)
+    assert {each.intermediate.dense.out_features for each in student.layers} == {64}
+    assert torch.equal(layer.output.dense.weight != 0.0, torch.ones(128, 64, dtype=torch.bool))
+
+    def off(states: np.ndarray, others: np.ndarray) -> float:
+        return float(np.linalg.norm(states - others) / np.linalg.norm(others))
+
+    assert 0.0 < off(student.pooled_many(rows), whole) < 0.5
+    assert off(whole, before) > 0.0
+
+
+def test_a_narrow_encoder_answers_too_and_is_smaller(base: Path, model: EncoderModel) -> None:
+    narrow = distill_encoder(TEXTS, ANSWERS, base=base, options=msgspec.structs.replace(SMALL, inner=0.25))
+    answers, _ = narrow.predict_many(NEW)
+    assert np.mean([answer == subject_of(text) for answer, text in zip(answers, NEW, strict=True)]) >= 0.85
+    assert narrow.size_bytes < model.size_bytes
 
 
 def test_layers_that_are_not_there_are_refused(base: Path) -> None:

@@ -39,6 +39,8 @@ Progress: TypeAlias = Callable[[float], None]
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_HELD = 1500
+MOST_HEARD = 1000
+"""Texts by which neurons are chosen."""
 CHECKED_TEXTS = 150
 TOLERANCE = 2e-3
 """Of the float32 file's logits against the tuned network's, on real texts."""
@@ -54,13 +56,15 @@ answers holds many labels to be as good as even, and needs a finer file."""
 class EncoderOptions(msgspec.Struct, frozen=True):
     """How an encoder expert is built.
 
-    `layers` of the base are kept, in this order; None: all. `max_tokens` of a text are read. `common_tokens` are
+    `layers` of the base are kept, in this order; None: all; and of their feed-forward neurons the share `inner`.
+    `max_tokens` of a text are read. `common_tokens` are
     kept beside those of the texts (`token_pruning`). Tuning ends after `epochs`, or where `most_work` is done, in
     texts times layers: a thousand take about two seconds of one core. With 0 epochs the fitted start is the result.
     `inverse_penalty` is C of the head's start. `threads` are for training alone: an expert answers on one.
     """
 
     layers: tuple[int, ...] | None = (0, 1, 2)
+    inner: float = 1.0
     max_tokens: int = 128
     common_tokens: int = 10_000
     epochs: int = 4
@@ -114,6 +118,8 @@ def distill_encoder(
         material = _material(student, lessons, vectors, more, lambda share: report(0.2 * share))
         if chosen.layers is not None:
             student.keep_layers(chosen.layers)
+        if chosen.inner < 1.0:
+            student.keep_inner(chosen.inner, material.rows[:MOST_HEARD])
         rows, held_rows = lessons.split(_held(len(texts)), seed)
         known, held = material.part(rows), material.part(held_rows)
         taught = material.part(np.concatenate([rows, np.arange(len(texts), len(material.rows))]))

@@ -19,10 +19,14 @@ LAYERS: dict[str, tuple[int, ...] | None] = {
     "0-3": (0, 1, 2, 3),
     "all": None,
 }
+INNER = (1.0, 0.5, 0.25)
+TOKENS = (2_000, 10_000, 30_000)
+"""Of the base's vocabulary, beside those of the texts."""
 CELLS = (250_000, 24_000_000)
 PENALTY = (1e-7, 1e-5)
 RATE = (1e-4, 6e-4)
 EPOCHS = (2, 4, 8)
+WEIGHTS = ("int8", "float32")
 WORDS = {"none": (False, True), "means": (True, False), "order": (True, True)}
 """Whether a static recipe has word vectors, and whether by where they stand as well."""
 
@@ -58,6 +62,7 @@ class Space:
         if isinstance(encoder, EncoderRecipe):
             layers = next(name for name, layers in LAYERS.items() if layers == encoder.layers)
             given |= {"layers": layers, "epochs": encoder.epochs, "rate": encoder.learning_rate}
+            given |= {"inner": encoder.inner, "tokens": encoder.common_tokens, "weights": encoder.precision}
         known = self._distributions()
         return optuna.trial.create_trial(
             params=given,
@@ -80,6 +85,9 @@ class Space:
     def _encoder(self, trial: optuna.Trial) -> EncoderRecipe:
         return EncoderRecipe(
             layers=LAYERS[trial.suggest_categorical("layers", list(LAYERS))],
+            inner=trial.suggest_categorical("inner", INNER),
+            common_tokens=trial.suggest_categorical("tokens", TOKENS),
+            precision="int8" if trial.suggest_categorical("weights", WEIGHTS) == "int8" else "float32",
             epochs=trial.suggest_categorical("epochs", EPOCHS),
             learning_rate=trial.suggest_float("rate", *RATE, log=True),
         )
@@ -95,6 +103,9 @@ class Space:
             "precision": CategoricalDistribution((4, 8)),
             "words": CategoricalDistribution(self._words),
             "layers": CategoricalDistribution(list(LAYERS)),
+            "inner": CategoricalDistribution(INNER),
+            "tokens": CategoricalDistribution(TOKENS),
+            "weights": CategoricalDistribution(WEIGHTS),
             "epochs": CategoricalDistribution(EPOCHS),
             "rate": FloatDistribution(*RATE, log=True),
         }

@@ -60,9 +60,15 @@ class StaticRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="static"
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encoder"):
-    """Some layers of the base encoder; None are all of them. Tuning ends after `epochs` (`EncoderOptions`)."""
+    """Some layers of the base encoder; None are all of them. Tuning ends after `epochs` (`EncoderOptions`).
+
+    `inner` is the share of the layers' feed-forward neurons that is kept, `common_tokens` how much of the base's
+    vocabulary beside the texts' own.
+    """
 
     layers: tuple[int, ...] | None = (0,)
+    inner: float = 1.0
+    common_tokens: int = 10_000
     epochs: int = 4
     learning_rate: float = 3e-4
     precision: Literal["int8", "float32"] = "int8"
@@ -71,7 +77,9 @@ class EncoderRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="encode
     def name(self) -> str:
         """A few words for people."""
         layers = "all layers" if self.layers is None else f"layers {', '.join(map(str, self.layers))}"
-        return f"encoder, {layers}, {self.epochs} epochs, {self.precision}"
+        inner = "" if self.inner == 1.0 else f" of {self.inner:g} the width"
+        tokens = "" if self.common_tokens == 10_000 else f", {self.common_tokens:,} tokens"
+        return f"encoder, {layers}{inner}, {self.epochs} epochs{tokens}, {self.precision}"
 
 
 class CascadeRecipe(msgspec.Struct, frozen=True, tag_field="family", tag="cascade"):
@@ -287,6 +295,8 @@ class Kitchen:
             base=self._needs_base(),
             options=EncoderOptions(
                 layers=recipe.layers,
+                inner=recipe.inner,
+                common_tokens=recipe.common_tokens,
                 epochs=recipe.epochs,
                 learning_rate=recipe.learning_rate,
                 precision=recipe.precision,
