@@ -31,7 +31,7 @@ from puhui.teachers.answer_book import plain
 from puhui.teachers.teacher import file_identity
 
 Progress: TypeAlias = Callable[[float], None]
-MADE = 1
+MADE = 2
 """Raise it where a recipe makes another model than it did: what was built before is then built anew."""
 TIMED_ANSWERS = 100
 FOLDS = 2
