@@ -121,6 +121,7 @@ class _Writer:
         self._helper, self._numpy = helper, numpy_helper
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
+        self._floats: list[str] = []
 
     def constant(self, name: str, value: Any) -> str:
         """float32; of an array or a tensor."""
@@ -140,6 +141,8 @@ class _Writer:
         return output
 
     def runtime(self, kind: str, inputs: Sequence[str], output: str, **given: Any) -> str:
+        """An operator of ONNX Runtime's own: other tools cannot tell the type of its result, so it is written down."""
+        self._floats.append(output)
         return self.node(kind, inputs, output, domain=_RUNTIME, **given)
 
     def product(self, name: str, x: str, weight: FloatArray) -> str:
@@ -183,6 +186,7 @@ class _Writer:
             [value(name, TensorProto.INT64, ["batch", "tokens"]) for name in inputs],
             [value(name, TensorProto.FLOAT, ["batch", width]) for name, width in outputs.items()],
             list(self._constants.values()),
+            value_info=[value(name, TensorProto.FLOAT, None) for name in self._floats],
         )
         opsets = [self._helper.make_opsetid("", OPSET), self._helper.make_opsetid(_RUNTIME, 1)]
         return self._helper.make_model(graph, opset_imports=opsets, ir_version=10)
