@@ -5,8 +5,9 @@
 All are started at once, each on the same one core (the load and the mock on another) and asked in turn, round after
 round, in an order that is drawn anew: a slow moment of the machine falls on all. Parts:
 
-* `latency`: open loop at 50 requests a second. Added time is the quantile less the mock's own, asked directly in the
-  same round; latencies count from the moment at which a request was due.
+* `latency`: open loop at 50 requests a second, which come at random (evenly, each would meet the mock's reply to the
+  one before, 20 ms later). Added time is the quantile less the mock's own, asked directly in the same round; latencies
+  count from the moment at which a request was due. `bare` passes bytes on and does nothing else: the libraries' own.
 * `throughput`: closed loop with 1, 4, 16, 32 and 64 clients; the greatest rate of good answers whose p99 is below 50 ms
   (of which the mock takes 20), and the CPU milliseconds of the gateway's process for an answer at that step.
 * `memory`: after a warm-up, 100,000 requests, or what a peer answers in the time; MiB before, half-way and after, of
@@ -42,7 +43,7 @@ from typing import Any
 import uvloop
 from rich.console import Console
 
-from bench.gateway_load import body_of, closed_loop, open_loop, post
+from bench.gateway_load import at_random, body_of, closed_loop, evenly, open_loop, post
 from bench.gateway_peers import PEERS, Running, start_hello, start_mock, start_puhui
 
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
@@ -111,11 +112,11 @@ def quantile_ms(seconds: list[float], share: float) -> float:
     return found[min(len(found) - 1, int(share * len(found)))] * 1000.0 if found else math.inf
 
 
-async def latency(server: Running, scale: Scale) -> Row:
-    """Open loop at 50 a second."""
+async def latency(server: Running, scale: Scale, *, seed: int) -> Row:
+    """Open loop at 50 a second, at random times: the same ones for the same seed."""
     await closed_loop(server.port, maker(server), clients=4, requests=40)
     before = server.cpu_s()
-    seen = await open_loop(server.port, maker(server), rate=RATE, seconds=scale.latency_s)
+    seen = await open_loop(server.port, maker(server), at_random(RATE, scale.latency_s, seed))
     cpu = server.cpu_s() - before
     p50, p99 = quantile_ms(seen.latencies, 0.5), quantile_ms(seen.latencies, 0.99)
     return {"p50_ms": p50, "p99_ms": p99, "cpu_ms": 1000 * cpu / max(1, len(seen.latencies)), "refused": seen.refused}
@@ -173,7 +174,7 @@ async def overload(server: Running, scale: Scale, *, capacity: float) -> Row:
     """Surges, each with its recovery."""
     surges = []
     for times in SURGES:
-        seen = await open_loop(server.port, maker(server), rate=times * capacity, seconds=scale.surge_s)
+        seen = await open_loop(server.port, maker(server), evenly(times * capacity, scale.surge_s))
         offered = (len(seen.latencies) + seen.refused) / scale.surge_s
         surges.append(
             {
@@ -196,7 +197,7 @@ async def recovery(server: Running, rate: float) -> float:
     """Seconds until a quarter of a second at `rate` goes well; infinite if that takes over 20 s."""
     started = time.perf_counter()
     while (passed := time.perf_counter() - started) < 20.0:
-        seen = await open_loop(server.port, maker(server), rate=rate, seconds=0.25)
+        seen = await open_loop(server.port, maker(server), evenly(rate, 0.25))
         if not seen.refused and quantile_ms(seen.latencies, 0.99) < RECOVERED_S * 1000:
             return passed
     return math.inf
@@ -241,9 +242,9 @@ class Bench:
         for number in range(self.scale.rounds):
             order = list(servers)
             random.Random(number).shuffle(order)
-            for part in (latency, throughput):
+            for part, measure in (("latency", partial(latency, seed=number)), ("throughput", throughput)):
                 for name in order:
-                    self._measure(part.__name__, number, servers[name], part)
+                    self._measure(part, number, servers[name], measure)
 
     def _expert(self) -> None:
         with ExitStack() as stack:
@@ -296,7 +297,10 @@ class Bench:
         found: Row = {"mock_ms": MOCK_MS, "rounds": self.scale.rounds, "gateways": table}
         if {"puhui", "litellm"} <= table.keys():
             ours, theirs = table["puhui"], table["litellm"]
-            found["added_p50_over_litellm"] = ours["added_p50_ms"] / theirs["added_p50_ms"]
+            for name in ("puhui", "bare", "tensorzero"):
+                if name in table:
+                    one = found.setdefault("added_p50_over_litellm", {})
+                    one[name] = table[name]["added_p50_ms"] / theirs["added_p50_ms"]
             slow = theirs["rate_p99_below_50_ms"]
             found["rate_over_litellm"] = ours["rate_p99_below_50_ms"] / slow if slow else None  # None: never as fast
             found["greatest_rate_over_litellm"] = ours["greatest_rate"] / theirs["greatest_rate"]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import uvloop
@@ -139,6 +140,11 @@ class Client(asyncio.Protocol):
         """Whoever waits is told."""
         self._end(0)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not hung up, as most do after some idle seconds."""
+        return not self._transport.is_closing()
+
     def begin(self, request: bytes, ended: Ended) -> None:
         """Asks; `ended` is called once."""
         self._ended = ended
@@ -223,6 +229,9 @@ class _OpenLoop:
 
     def send(self, number: int, due: float) -> None:
         """Sends request `number`, which is due now, or since a moment."""
+        while self._idle and not self._idle[-1].is_open:
+            self._idle.pop()
+            self._open -= 1
         if self._idle:
             self._under_way += 1
             self._begin(self._idle.pop(), number, due)
@@ -269,20 +278,28 @@ class _OpenLoop:
             self._all_ended.set_result(None)
 
 
-async def open_loop(
-    port: int, make: Callable[[int], bytes], *, rate: float, seconds: float, most_open: int = 2000
-) -> Seen:
-    """Requests at `rate` a second whatever the answers take; latencies count from when each was due."""
+def evenly(rate: float, seconds: float) -> Sequence[float]:
+    """When requests are due, in seconds, at so many a second: always the same time apart."""
+    return [number / rate for number in range(int(rate * seconds))]
+
+
+def at_random(rate: float, seconds: float, seed: int) -> Sequence[float]:
+    """The same number, as people come who do not know of each other (a Poisson process)."""
+    generator = random.Random(seed)
+    return sorted(generator.uniform(0.0, seconds) for _ in range(int(rate * seconds)))
+
+
+async def open_loop(port: int, make: Callable[[int], bytes], due: Sequence[float], *, most_open: int = 2000) -> Seen:
+    """Requests when they are `due`, in seconds, whatever the answers take; latencies count from there."""
     load = _OpenLoop(port, make, most_open)
-    started = time.perf_counter()
-    number, requests = 0, int(rate * seconds)
-    while number < requests:
-        due = min(requests, int((time.perf_counter() - started) * rate) + 1)
-        while number < due:
-            load.send(number, started + number / rate)
+    number, started = 0, time.perf_counter()
+    while number < len(due):
+        now = time.perf_counter() - started
+        while number < len(due) and due[number] <= now:
+            load.send(number, started + due[number])
             number += 1
         # Not less than the loop's clock ticks: a shorter sleep is none, and takes the processor from the mock.
-        await asyncio.sleep(max(TICK_S, started + number / rate - time.perf_counter()))
+        await asyncio.sleep(max(TICK_S, due[number] - now if number < len(due) else 0.0))
     await load.close()
     return load.tally.seen(time.perf_counter() - started)
 

@@ -1,5 +1,7 @@
 """The gateways of `bench.gateway`: how each is installed and started, as its makers ship it.
 
+`bare` is none, but the least that Puhui's libraries (uvicorn, Starlette, aiohttp) can do: what they add is a floor.
+
 Each stands in front of the same mock and asks for no key. LiteLLM and TensorZero are installed from PyPI, each into a
 virtual environment of its own under the work folder. TensorZero's package holds its gateway, a server in Rust, and
 starts it on a port of its choice; as its ledger (ClickHouse) is another server that no package has, it runs without,
@@ -67,6 +69,23 @@ async def hello(request):
     await request.body()
     return Response(b'{"hello": "world"}', media_type="application/json")
 app = Starlette(routes=[Route("/v1/chat/completions", hello, methods=["POST"])])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False)
+"""
+_BARE = """
+import sys, aiohttp, uvicorn
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+@asynccontextmanager
+async def lifespan(app):
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as app.state.session:
+        yield
+async def pass_on(request):
+    headers = {"content-type": "application/json"}
+    async with request.app.state.session.post(sys.argv[2], data=await request.body(), headers=headers) as reply:
+        return Response(await reply.read(), status_code=reply.status, media_type="application/json")
+app = Starlette(routes=[Route("/v1/chat/completions", pass_on, methods=["POST"])], lifespan=lifespan)
 uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False)
 """
 
@@ -163,10 +182,18 @@ def start_hello(work: Path, core: int | None) -> Running:
     return _start("hello", [sys.executable, "-c", _HELLO, str(port)], work, core, port)
 
 
+def start_bare(work: Path, core: int | None, upstream: str) -> Running:
+    """What the libraries under Puhui take for themselves: bytes are passed on, nothing is read, kept or counted."""
+    port = free_port()
+    command = [sys.executable, "-c", _BARE, str(port), f"{upstream}/chat/completions"]
+    return _start("bare", command, work, core, port)
+
+
 PEERS: dict[str, Callable[[Path, int | None, str], Running]] = {
     "puhui": start_puhui,
     "litellm": start_litellm,
     "tensorzero": start_tensorzero,
+    "bare": start_bare,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import urllib.parse
 from collections.abc import AsyncIterator
+from functools import lru_cache
 
 import aiohttp
 import msgspec
@@ -116,7 +117,7 @@ class Link:
         try:
             response = await self._session().request(
                 "POST" if content else "GET",
-                self._address(path),
+                _address(self._base, path),
                 # A large body goes out in pieces, so that others are served meanwhile.
                 data=content if len(content) < LARGE_BYTES else io.BytesIO(content),
                 headers=self._headers(request, content_type),
@@ -163,12 +164,6 @@ class Link:
             )
         return self._client
 
-    def _address(self, path: str) -> yarl.URL:
-        """`path` under the base URL, as it is: nothing of it may lead out of there."""
-        if not _DOTS.isdisjoint(urllib.parse.unquote(path.partition("?")[0]).split("/")):
-            raise InvalidRequest(f"the path {path[:200]!r} holds a segment of dots; name what lies under the base URL")
-        return yarl.URL(self._base + path, encoded=True)
-
     def _headers(self, request: Request, content_type: str) -> dict[str, str]:
         headers = {name: value for name, value in request.headers if name not in NOT_PASSED_ON}
         authorization = self._authorization
@@ -209,6 +204,14 @@ class Link:
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError):
             return UpstreamGarbled(f"{self.url} sent half an answer: {detail}")
         return UpstreamUnavailable(f"{self.url} cannot be reached: {detail}")
+
+
+@lru_cache(maxsize=64)  # a new URL is taken apart again for each request
+def _address(base: str, path: str) -> yarl.URL:
+    """`path` under the base URL, as it is: nothing of it may lead out of there."""
+    if not _DOTS.isdisjoint(urllib.parse.unquote(path.partition("?")[0]).split("/")):
+        raise InvalidRequest(f"the path {path[:200]!r} holds a segment of dots; name what lies under the base URL")
+    return yarl.URL(base + path, encoded=True)
 
 
 def _spellings(key: str) -> tuple[bytes, ...]:
