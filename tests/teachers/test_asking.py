@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
 from pathlib import Path
 
@@ -122,6 +124,19 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert file.execute("SELECT count(*) FROM answers").fetchone() == (300,)
     file.close()
+
+
+def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def open_one(folder: Path) -> None:
+        start.wait()
+        with AnswerBook(folder) as book:
+            book.keep([(key_of("t", "x"), Told(answer="x"))])
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            list(pool.map(open_one, [tmp_path / str(number)] * 8))
 
 
 def test_a_torn_file_loses_at_most_its_end(tmp_path: Path) -> None:

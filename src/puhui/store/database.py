@@ -128,7 +128,7 @@ def _parse(url: str) -> URL:
 def _sqlite_pragmas(durable: bool) -> Any:
     def configure(connection: sqlite3.Connection, _: object) -> None:
         connection.execute(f"PRAGMA busy_timeout={PATIENCE_S * 1000}")  # first: those that follow may have to wait
-        _write_ahead(connection)
+        use_write_ahead_log(connection)
         for pragma in (
             f"synchronous={'FULL' if durable else 'NORMAL'}",
             "wal_autocheckpoint=4000",
@@ -139,8 +139,8 @@ def _sqlite_pragmas(durable: bool) -> Any:
     return configure
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Puts a new store into WAL mode. SQLite itself does not wait while another process is doing just that."""
+def use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Puts a new file into WAL mode. SQLite itself does not wait while another process is doing just that."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from puhui.core.errors import StoreError
+from puhui.store.database import use_write_ahead_log
 from puhui.teachers.teacher import Told
 
 BOOK_FILE = "answers.db"
@@ -59,7 +60,7 @@ class AnswerBook:
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode=WAL")
+            use_write_ahead_log(self._file)
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, told BLOB NOT NULL, vector BLOB)"
