@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import experts
-from puhui.bundles.bundle import CARD_FILE, SIGNATURE_FILE, Card, Signature, open_bundle, read_card, seal
+from puhui.bundles.bundle import CARD_FILE, SIGNATURE_FILE, Card, Signature, open_bundle, open_expert, read_card, seal
 from puhui.core.errors import BundleError
 from puhui.evolve.traffic import Task
 from puhui.trust.keys import SigningKey, load_or_create_key
@@ -37,6 +37,12 @@ def test_what_is_sealed_opens(sealed: tuple[str, Path], key: SigningKey) -> None
     assert set(card.files) == {"static.json", "weights.safetensors"}
     texts = experts.questions(50, seed=3)
     assert [model.predict_one(text) for text in texts] == [experts.model().predict_one(text) for text in texts]
+
+
+@pytest.mark.parametrize("asked", [None, 3, b"cash"])
+def test_what_is_no_text_cannot_be_asked(sealed: tuple[str, Path], asked: object) -> None:
+    with pytest.raises(TypeError, match=f"asked a text .str., but this is {type(asked).__name__}"):
+        open_expert(sealed[1]).ask(asked)  # type: ignore[arg-type]
 
 
 def test_sealing_the_same_again_is_the_same(tmp_path: Path, key: SigningKey) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 import experts as sample
 from puhui.cli.compress_command import again
+from puhui.cli.compress_view import View
 from puhui.cli.main import app
 from puhui.cli.options import prices_of
 from puhui.core.errors import SettingsError
+from puhui.teachers.probing import Estimate
 from serving import BigModel
 
 BIG = """
@@ -123,6 +128,32 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     assert err.endswith("puhui: interrupted; the same command goes on from here\n")
 
 
+@pytest.mark.parametrize("module", ["puhui.compress.workshop", "puhui.cli.compress_command"])
+def test_ctrl_c_while_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def interrupted(path: Path, *, progress: Callable[[int, int], None]) -> None:
+        progress(10, 100)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{module}.read_rows", interrupted)
+    (tmp_path / "mail.txt").write_text("a\n")
+    words = ["compress", "--big", "python:big.py:big", "--data", str(tmp_path / "mail.txt"), "-o", str(tmp_path / "e")]
+    words += ["--unlabelled", str(tmp_path / "mail.txt"), "--data-dir", str(tmp_path / "data")]
+    ran = CliRunner().invoke(app, words)
+    assert ran.exit_code == 130
+    assert "reading mail.txt …" in ran.output
+    assert ran.output.endswith("puhui: interrupted; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"), [(0.0, "free"), (0.0004, "less than $0.01"), (0.012, "about $0.01"), (1234.5, "about $1,234.50")]
+)
+def test_small_money_is_not_shown_as_nothing(cost: float, said: str) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    counts = {"texts": 9, "distinct": 9, "known": 0, "to_ask": 9, "sampled": 8, "probed": 8, "tokens_in": 1}
+    View(console, ask=False).estimated(Estimate(**counts, tokens_out=1, cost=cost, seconds=1.0))
+    assert f"2 tokens, {said}, about 1 s." in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_the_command_on_the_card_makes_the_same_numbers_again(tmp_path: Path) -> None:
     (tmp_path / "big.py").write_text(BIG)
     (tmp_path / "mail.jsonl").write_text("".join(json.dumps(text) + "\n" for text in sample.questions(200)))
@@ -147,3 +178,35 @@ def card_of(words: list[str], folder: Path) -> dict[str, Any]:
     assert ran.returncode == 0, ran.stderr
     card: dict[str, Any] = json.loads(ran.stdout)["card"]
     return card
+
+
+def test_the_command_on_the_card_asks_nothing_where_a_budget_ended_the_asking(tmp_path: Path) -> None:
+    (tmp_path / "big.py").write_text(BIG)
+    (tmp_path / "mail.jsonl").write_text("".join(json.dumps(text) + "\n" for text in sample.questions(300)))
+    words = ["compress", "--big", "python:big.py:subject", "--data", "mail.jsonl", "--keep", "0.5", "--trials", "1"]
+    words += ["--work", "work", "--data-dir", "data", "-o", "made", "--json", "--most-requests", "150"]
+    first = card_of(words, tmp_path)
+    assert first["data"]["rows"] == 150
+    command = shlex.split(first["commands"]["guarantee"])
+    assert command[-2:] == ["--most-requests", "0"]
+    assert command.count("--most-requests") == 1
+    second = card_of(command[1:], tmp_path)
+    for name in ("calibration", "agreement", "reliability", "confusions", "ceiling", "data"):
+        assert second[name] == first[name], name
+
+
+def test_an_expert_that_misses_its_floor_says_so(tmp_path: Path) -> None:
+    """The answers follow from nothing in the texts, so none can be learned."""
+    guess = "import zlib\ndef big(text):\n    return 'ab'[zlib.crc32(text.encode()) % 2]\n"
+    (tmp_path / "big.py").write_text(guess)
+    (tmp_path / "mail.txt").write_text("\n".join(sample.questions(200)))
+    words = ["compress", "--big", f"python:{tmp_path / 'big.py'}:big", "--data", str(tmp_path / "mail.txt")]
+    words += ["--trials", "1", "--work", str(tmp_path / "work"), "--data-dir", str(tmp_path / "data")]
+    words += ["--keep", "0.95", "--accept-nearest"]
+    said = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "expert")])
+    assert "That is less than the 95% asked for: on the rows that chose it, it kept" in said.output
+    missed = json.loads(CliRunner().invoke(app, [*words, "-o", str(tmp_path / "two"), "--json"]).stdout)
+    assert (missed["keep"], missed["keeps"]) == (0.95, False)
+    words[-2] = "0"
+    kept = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "three")])
+    assert "asked for" not in kept.output

@@ -16,6 +16,7 @@ from puhui.bundles.card_page import PAGE_FILE, render_card
 from puhui.bundles.model_card import render_model_card
 from puhui.cli.main import main
 from puhui.evolve.traffic import Task
+from puhui.store.database import open_store, sqlite_url
 from puhui.trust.keys import load_or_create_key
 
 PAGES = {PAGE_FILE: render_card, "README.md": render_model_card}
@@ -55,6 +56,7 @@ def test_show_is_for_people(run: Any, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     for told in (
         *("Of all requests of this task, at most 2%", "Sizes and speeds", "Trade-offs", "chosen", "and 12 more"),
+        *("Precision kept", "and 3 more", "sensitivity"),
         *("The worst confusions", "Make it again", "trade-offs", expert, key, "not of truth", "time × 4"),
     ):
         assert told in " ".join(out.split()), told
@@ -91,6 +93,24 @@ def test_show_prints_where_the_page_is(run: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == [
         *("expert.json", "signature.json", "static.json", "weights.safetensors")
     ]
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_what_is_no_expert(run: Any, tmp_path: Path, command: str) -> None:
+    _, place, _ = sealed(tmp_path)
+    (tmp_path / "big.py").write_text("")
+    for named, told in (
+        ("nope", "'nope' is no bundle's folder and no expert's id: there is no store at"),
+        (str(place / "expert.json"), f"it lies in one, so give that folder, {place}"),
+        (str(tmp_path / "big.py"), "big.py is a file, and no expert's bundle; give the folder of one, or an id"),
+    ):
+        code, out, err = run(command, named)
+        assert (code, out) == (2, "")
+        assert told in err
+    open_store(sqlite_url(tmp_path / "data" / "puhui.db")).close()
+    code, _, err = run(command, "nope")
+    assert code == 2
+    assert "'nope' is no bundle's folder and no expert's id in the store at sqlite:///" in err
 
 
 def test_a_changed_card_is_not_shown(run: Any, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from tests.encoders import random_base
 from tests.experts import CLASSES, questions, subject_of
 
 from puhui.compress.answer_shape import Label
-from puhui.compress.recipes import CascadeRecipe, EncoderRecipe, Kitchen, Material, StaticRecipe
+from puhui.compress.recipes import OLD_S, CascadeRecipe, Cooked, EncoderRecipe, Kitchen, Material, Recipe, StaticRecipe
 from puhui.core.errors import LearningError
 from puhui.models.expert_cascade import CascadeModel
 
@@ -66,3 +69,43 @@ def test_a_cascade_needs_rows_of_its_own(tmp_path: Path) -> None:
 def test_names_say_every_step() -> None:
     assert CascadeRecipe(STATIC, SHORT, LONG).name.count(" → ") == 2
     assert CascadeRecipe(STATIC, SHORT).steps == (STATIC, SHORT)
+
+
+def test_two_that_build_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have built it before either writes it down: the second finds the first one's."""
+    build, both, kitchens = Kitchen._build, threading.Barrier(3), [Kitchen(material(60, 1), tmp_path) for _ in range(3)]
+
+    def built(self: Kitchen, recipe: Recipe, *more: object) -> Cooked:
+        cooked = build(self, recipe, lambda share: None)
+        both.wait(60)
+        return cooked
+
+    monkeypatch.setattr(Kitchen, "_build", built)
+    with ThreadPoolExecutor(3) as pool:
+        cooked = list(pool.map(lambda kitchen: kitchen.cook(STATIC), kitchens))
+    texts = questions(20, seed=3)
+    assert len({tuple(one.model.predict_many(texts)[0]) for one in cooked}) == 1
+    monkeypatch.setattr(Kitchen, "_build", lambda *_: pytest.fail("it was built before"))
+    assert kitchens[0].cook(STATIC).seconds in {one.seconds for one in cooked}
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.iterdir())) == 2  # the model and its note, and no draft
+
+
+def test_what_is_damaged_is_built_again(tmp_path: Path) -> None:
+    kitchen = Kitchen(material(60, 1), tmp_path)
+    kitchen.cook(STATIC)
+    (weights,) = tmp_path.rglob("*.safetensors")
+    weights.write_bytes(b"rubbish")
+    kitchen.cook(STATIC)
+    assert weights.stat().st_size > 100
+
+
+def test_drafts_of_killed_runs_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    Kitchen(material(60, 1), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    for name in (".old", ".new"):
+        (folder / name / "model").mkdir(parents=True)
+    at = (folder / ".old").stat().st_mtime - OLD_S - 60
+    os.utime(folder / ".old", (at, at))
+    Kitchen(material(60, 1), tmp_path)
+    assert [path.name for path in folder.iterdir()] == [".new"]

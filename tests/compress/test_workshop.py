@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_from_a_callable_to_a_signed_expert(tmp_path: Path, key: SigningKey) -> 
     teacher = open_teacher(big, TeacherOptions(name="subjects"))
     notes = Notes()
     made = craft(teacher, rows(700), order(tmp_path, command="puhui compress …"), key, notes)
+    assert (made.keep, made.keeps) == (0.9, True)
     card, _ = open_bundle(made.folder, expert=made.id, trusted={key.public})
     assert card == made.card
     assert card.family == "static"
@@ -252,6 +254,44 @@ def test_answers_that_are_empty_are_told(tmp_path: Path, key: SigningKey) -> Non
     assert re.match(r"\d+ of 120 answers are empty", notes.notes[0])
 
 
+def test_answers_outside_the_labels_teach_nothing(
+    tmp_path: Path, key: SigningKey, learned: list[tuple[Material, Material]]
+) -> None:
+    def big(text: str) -> str:
+        return "Sure! It is food." if text.endswith("7") else sample.subject_of(text)
+
+    teacher, notes = open_teacher(big, TeacherOptions(name="talks", labels=tuple(sample.CLASSES))), Notes()
+    given = rows(600)
+    made = craft(teacher, given, order(tmp_path, goal=Goal(keep=0.5)), key, notes)
+    count = sum(text.endswith("7") for text in given.texts)
+    said = f"{count} of 600 answers are none of the labels (money, travel, food), such as 'Sure! It is food.'"
+    assert notes.notes[0].startswith(said)
+    assert made.card.labels == ("food", "money", "travel")
+    assert made.card.data is not None
+    assert made.card.data.lost[0].startswith(said)
+    taught, held = learned[0]
+    assert set(taught.answers) == set(sample.CLASSES)
+    assert "Sure! It is food." in held.answers  # such requests will come: an expert that is sure there is wrong
+    assert made.card.agreement < 0.95
+
+
+def test_where_most_first_answers_are_outside_the_labels_no_more_is_paid_for(
+    tmp_path: Path, key: SigningKey, big: BigModel
+) -> None:
+    big.rule = lambda text: f"I think it is {sample.subject_of(text)}."
+    teacher, notes = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(labels=tuple(sample.CLASSES))), Notes()
+    told = r"8 of 8 answers are none of the labels \(money, travel, food\), such as 'I think it is \w+\.'\. Say in"
+    with pytest.raises(LearningError, match=told):
+        craft(teacher, rows(200), order(tmp_path), key, notes)
+    assert len(big.bodies) == 8
+    assert not notes.estimates
+    texts = sample.questions(100)  # nor where a file tells all
+    known = Rows(texts=texts, told=[Told(answer="I think so")] * 100)
+    with pytest.raises(LearningError, match="100 of 100 answers are none of the labels"):
+        craft(teacher, known, order(tmp_path), key)
+    assert len(big.bodies) == 8
+
+
 def test_a_target_that_allows_nothing_costs_nothing(tmp_path: Path, key: SigningKey) -> None:
     teacher = open_teacher(lambda _: pytest.fail("it was asked"), TeacherOptions(name="never", labels=("a", "b")))
     for families in (("encoder",), ("span",)):  # without a base, and with labels for answers
@@ -273,6 +313,8 @@ def test_what_a_target_does_not_allow_is_found_before_answers_are_asked_twice(tm
         craft(open_teacher(big, TeacherOptions(name="ends")), given, order(tmp_path, goal=goal, augment=50), key, notes)
     assert len(asked) == len(set(given.texts))
     assert not notes.ceilings
+    assert notes.notes[0].startswith("The first answers look like passages of the texts.")
+    assert [one.to_ask for one in notes.estimates] == [292]
 
 
 def test_what_could_not_be_built_is_on_the_card(
@@ -338,6 +380,49 @@ def test_rows_that_are_lost_are_told_and_on_the_card(tmp_path: Path, key: Signin
     assert f"mail.jsonl: {lost}" in notes.notes
     assert made.card.data.unlabelled == 2
     assert "2 of 102 rows cannot be used" in (made.folder / "README.md").read_text()
+
+
+def test_copies_neither_teach_nor_prove_what_another_does(
+    tmp_path: Path, key: SigningKey, learned: list[tuple[Material, Material]]
+) -> None:
+    texts = sample.questions(200, seed=4)
+    often = [*texts, *(f" {text}\n" for text in texts), *texts]
+    told: list[Told | None] = [Told(answer=sample.subject_of(text)) for text in often]
+    teacher, notes = open_teacher(sample.subject_of, TeacherOptions(name="subjects")), Notes()
+    made = craft(
+        teacher, Rows(texts=often, told=told), order(tmp_path, unlabelled=(f"{texts[0]} ", "x", " x")), key, notes
+    )
+    assert made.card.data is not None
+    assert (made.card.data.rows, made.card.data.held_out, made.card.data.repeated) == (200, 50, 0)
+    assert "the data: 400 of 600 rows are copies of others: each text counts once" in notes.notes
+    told_in = (made.folder / "README.md").read_text()
+    assert "400 of 600 rows are copies of others" in told_in
+    assert "of 50 requests that it had never seen" in told_in
+    assert list(learned[0][0].unlabelled) == ["x"]
+
+    # The same rows as traffic: how often a text came is its weight, but then nobody says that it was never seen.
+    traffic = Rows(texts=often, told=told, traffic=True)
+    made = craft(teacher, traffic, order(tmp_path, "traffic"), key, notes)
+    assert made.card.data is not None
+    assert (made.card.data.rows, made.card.data.held_out) == (600, 150)
+    assert made.card.data.repeated
+    told_in = (made.folder / "README.md").read_text()
+    assert "never seen" not in told_in
+    assert "of 150 requests that did not teach it" in told_in
+    assert f"({made.card.data.repeated} repeat texts of the others)" in told_in
+
+
+def test_a_text_that_teaches_is_in_no_proof(tmp_path: Path, key: SigningKey) -> None:
+    """Answers that follow from nothing in the text: what is known by heart must not count as learned."""
+    texts = [f"request {number}" for number in range(150)] * 3
+    told: list[Told | None] = [Told(answer="yn"[hash_of(text) % 2]) for text in texts]
+    teacher = open_teacher(sample.subject_of, TeacherOptions(name="subjects"))
+    goal = Goal(keep=0.0, trials=1)
+    assert craft(teacher, Rows(texts=texts, told=told), order(tmp_path, goal=goal), key).card.agreement < 0.8
+
+
+def hash_of(text: str) -> int:
+    return hashlib.sha256(text.encode()).digest()[0]
 
 
 def test_rows_come_from_a_file_or_a_task_and_from_one_alone(tmp_path: Path) -> None:
@@ -441,9 +526,11 @@ def test_one_budget_pays_for_all_that_is_asked(tmp_path: Path, key: SigningKey, 
 def test_where_the_budget_is_spent_nothing_is_asked_twice(tmp_path: Path, key: SigningKey, big: BigModel) -> None:
     big.rule, notes = sample.subject_of, Notes()
     teacher = open_teacher(f"openai:gpt@{big.url}", TeacherOptions(parallel=1))
-    made = craft(teacher, rows(100), order(tmp_path, budget=Budget(requests=100)), key, notes)
+    bound = order(tmp_path, budget=Budget(requests=100), command="as typed", command_of_known="what asks nothing")
+    made = craft(teacher, rows(100), bound, key, notes)
     assert len(big.bodies) == 100
     assert made.card.ceiling is None
+    assert made.card.commands["guarantee"] == "what asks nothing"
     assert any("asked nothing twice, as the budget is spent" in note for note in notes.notes)
 
 

@@ -126,6 +126,32 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     file.close()
 
 
+def test_two_at_once_meet_and_ask_next_to_nothing_twice(tmp_path: Path) -> None:
+    """The second begins at the end; alone, or with another teacher beside, the order is that of the texts."""
+    texts, both = [f"text {number}" for number in range(100)], threading.Barrier(2)
+
+    def ask(number: int, digest: str = "plain-1") -> list[str]:
+        asked = list[str]()
+
+        def rule(text: str) -> str:
+            if not asked:
+                both.wait(30)
+            asked.append(text)
+            time.sleep(0.002)
+            return text.upper()
+
+        teacher = Plain(rule)
+        teacher.digest = digest
+        assert answers(ask_all(teacher, texts, folder=tmp_path / str(number))) == [text.upper() for text in texts]
+        return asked
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(ask, [1, 1])
+        assert {one[0], two[0]} == {texts[0], texts[-1]}
+        assert len(one) + len(two) <= len(texts) + 2
+        assert list(pool.map(ask, [2, 2], ["plain-1", "plain-2"])) == [texts, texts]
+
+
 def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
     start = threading.Barrier(8)
 

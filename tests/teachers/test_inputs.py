@@ -198,6 +198,7 @@ def test_the_rows_of_a_task(store: Store) -> None:
     for name in ("mail", "task-1", "task"):
         rows = rows_of_task(store, name)
         assert (rows.texts, answers(rows), rows.prompt) == (["one", "four"], ["a", "b"], "Sort.")
+        assert rows.traffic
         assert rows.told[0] is not None
         assert rows.told[0].alternatives == (("a", -0.5),)
 
@@ -251,3 +252,18 @@ def test_what_is_lost_of_a_file_is_said(tmp_path: Path) -> None:
         "1 rows are left out, as their system prompt is not the commonest one",
     ]
     assert read_rows(file, max_rows=20).lost[-1] == "20 of 31 rows were drawn at random: no more are used"
+
+
+def test_copies_count_once_but_for_traffic(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = ['{"text": "a", "answer": "x"}', '"b"', '{"text": " a", "answer": "y"}', '{"text": "b\\n", "answer": "z"}']
+    path.write_text("\n".join([*lines, '"c"']))
+    rows = read_rows(path)
+    once = rows.once()
+    assert (once.texts, answers(once)) == (["a", "b", "c"], ["x", "z", None])  # the first answer that a copy has
+    assert once.lost == ["2 of 5 rows are copies of others: each text counts once"]
+    assert once.once() == once
+    few = read_rows(path, max_rows=2).once()
+    assert few.lost[0] == "2 of 5 rows were drawn at random: no more are used"
+    traffic = msgspec.structs.replace(rows, traffic=True)
+    assert traffic.once() is traffic

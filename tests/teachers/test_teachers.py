@@ -16,6 +16,7 @@ import teachers_made as made
 from puhui.core.errors import LearningError, SettingsError, UpstreamRefused
 from puhui.teachers.asking import ask_all
 from puhui.teachers.teacher import Teacher, TeacherOptions, Told, file_identity, likely, softmax
+from puhui.teachers.teacher_endpoint import EndpointTeacher
 from puhui.teachers.teachers import open_teacher
 from serving import BigModel
 
@@ -205,6 +206,26 @@ def test_a_model_that_refuses_a_temperature(big: BigModel, logprobs: bool | None
         ask(teacher, ["c"])
 
 
+def test_an_endpoint_is_told_its_labels(big: BigModel) -> None:
+    reference = f"openai:gpt@{big.url}"
+    named = TeacherOptions(labels=("yes", "no"))
+    described = TeacherOptions(labels={"yes": "it is so", "no": "it is not"})
+    prompted = TeacherOptions(labels=("yes", "no"), prompt="Is it so?")
+    for options, told in (
+        (named, "Answer with one of these and nothing else: yes, no"),
+        (described, "Answer with one of these and nothing else: yes, no\nyes: it is so\nno: it is not"),
+        (prompted, "Is it so?"),
+    ):
+        teacher = open_teacher(reference, options)
+        ask(teacher, ["a"])
+        assert big.bodies[-1]["messages"] == [{"role": "system", "content": told}, {"role": "user", "content": "a"}]
+        assert teacher.digest == open_teacher(reference, msgspec.structs.replace(options, prompt=told)).digest
+    assert open_teacher(reference, named).digest != open_teacher(reference, prompted).digest
+    assert isinstance(teacher, EndpointTeacher)
+    ask(EndpointTeacher(reference, named, None).writing("Write {text}"), ["a"])
+    assert [each["content"] for each in big.bodies[-1]["messages"]] == ["Write a"]
+
+
 def test_an_endpoint_must_name_its_model() -> None:
     with pytest.raises(SettingsError, match="names no model; write openai:MODEL@http"):
         open_teacher("http://127.0.0.1:1/v1")
@@ -254,6 +275,27 @@ def test_an_encoder_with_a_head(hub: Path) -> None:
         assert [each.probabilities.get(label, 0.0) for label in LABELS] == pytest.approx(shares, abs=2e-4)
         assert each.vector is not None
         assert (each.vector.shape, each.vector.dtype) == ((16,), np.float32)
+
+
+def test_a_head_that_is_left_out_is_not_reported(hub: Path) -> None:
+    from logging.handlers import BufferingHandler
+
+    from transformers.utils import logging
+
+    from puhui.compress.encoder_student import Student
+    from puhui.models.encoder import SentenceEncoder
+
+    heard, before = BufferingHandler(100), logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logging.add_handler(heard)
+    try:
+        SentenceEncoder(hub / "head")
+        Student.open(hub / "head", 64)
+        assert logging.get_verbosity() == logging.WARNING
+    finally:
+        logging.remove_handler(heard)
+        logging.set_verbosity(before)
+    assert not [record.getMessage() for record in heard.buffer]
 
 
 def test_labels_of_a_head(hub: Path) -> None:

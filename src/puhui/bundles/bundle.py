@@ -152,7 +152,9 @@ class Expert:
         return f"Expert({self.card.task_name!r}, {len(self.card.labels)} labels)"
 
     def ask(self, text: str) -> Said:
-        """The expert's answer to one text. Where it is not `sure`, ask the big model."""
+        """The expert's answer to one text. Where it is not `sure`, ask the big model. TypeError for what is no text."""
+        if not isinstance(text, str):
+            raise TypeError(f"an expert is asked a text (str), but this is {type(text).__name__}: {text!r:.80}")
         label, confidence = self._model.predict_one(text)
         return Said(label, confidence, self._threshold is not None and confidence >= self._threshold)
 

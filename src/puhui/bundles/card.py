@@ -24,8 +24,8 @@ class TradeOff(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate that the search tried.
 
     `agreement` and `coverage` (at the card's ε, `proven` or as the rows show it) are shares in [0, 1] of held-out rows,
-    `latency_ms` and `joules` those of one answer on the machine that made the card. A recipe that could not be tried to
-    its end has the reason in `why_not`, and None for what was not measured (0 bytes).
+    `latency_ms` and `joules` those of one answer on the machine that made the card. `why_not` says why it was not
+    chosen; a recipe that could not be tried to its end has None for what was not measured (0 bytes).
     """
 
     name: str
@@ -111,7 +111,8 @@ class Ceiling(msgspec.Struct, frozen=True):
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
-    """What the expert was made from: `rows` in all, `held_out` of them never seen in training.
+    """What the expert was made from: `rows` in all, `held_out` of them kept from training. Of these, `repeated` have a
+    text that another row, not held out, has as well (None: nobody counted).
 
     `source` says in words where they came from; `digest` is the SHA-256 of the texts and answers. `lost` says what of
     the source was not used, and why; `unlabelled` texts without an answer taught as well.
@@ -123,6 +124,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     lost: tuple[str, ...] = ()
     unlabelled: int = 0
+    repeated: int | None = None
 
 
 class Ancestor(msgspec.Struct, frozen=True):

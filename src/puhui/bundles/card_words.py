@@ -182,18 +182,25 @@ def _evidence(card: Card) -> Text:
     """What the proof was made on."""
     bound, found = (percent(card.calibration[name] or 0.0) for name in ("risk_bound", "risk"))
     rows, errors = (f"{card.calibration[name] or 0:,.0f}" for name in ("rows", "errors"))
+    new = _new(card)
     if is_exact(card):
         return Text(
-            f"Proven on {rows} requests that it had never seen: {errors} of them ({found}) got another answer than "
+            f"Proven on {rows} requests {new.en}: {errors} of them ({found}) got another answer than "
             f"the big model's, so the true share is at most {bound}.",
-            f"证明依据 {rows} 个它从未见过的请求：其中 {errors} 个（{found}）的答案与大模型不同，"
+            f"证明依据 {rows} 个{new.zh}的请求：其中 {errors} 个（{found}）的答案与大模型不同，"
             f"因此真实比例至多 {bound}。",
         )
     return Text(
-        f"Proven on {rows} requests that it had never seen: their mean loss was {found}, so the true one is at "
-        f"most {bound}.",
-        f"证明依据 {rows} 个它从未见过的请求：平均损失为 {found}，因此真实值至多 {bound}。",
+        f"Proven on {rows} requests {new.en}: their mean loss was {found}, so the true one is at most {bound}.",
+        f"证明依据 {rows} 个{new.zh}的请求：平均损失为 {found}，因此真实值至多 {bound}。",
     )
+
+
+def _new(card: Card) -> Text:
+    """What the held-out requests are to the expert. Traffic repeats itself: then a text may have taught it as well."""
+    if card.data is not None and card.data.repeated == 0:
+        return Text("that it had never seen", "它从未见过")
+    return Text("that did not teach it", "未参与训练")
 
 
 def limits(card: Card) -> tuple[Text, ...]:
@@ -229,11 +236,11 @@ def limits(card: Card) -> tuple[Text, ...]:
 
 def agreement(card: Card) -> Text:
     """How often the big model agrees, with the 95 % interval where the rows are known."""
-    share, rows = percent(card.agreement), card.held_out
+    share, rows, new = percent(card.agreement), card.held_out, _new(card)
     if not is_exact(card):
         return Text(
-            f"Its answers agree with the big model's by {share} on the mean, over requests that it had never seen.",
-            f"在它从未见过的请求上，它的答案与大模型的平均一致程度为 {share}。",
+            f"Its answers agree with the big model's by {share} on the mean, over requests {new.en}.",
+            f"在{new.zh}的请求上，它的答案与大模型的平均一致程度为 {share}。",
         )
     if not rows:
         return Text(
@@ -242,10 +249,9 @@ def agreement(card: Card) -> Text:
         )
     low, high = (percent(bound) for bound in wilson_interval(card.agreement, rows))
     return Text(
-        f"It gives the big model's answer to {share} of {rows:,} requests that it had never seen, whether sure or not "
+        f"It gives the big model's answer to {share} of {rows:,} requests {new.en}, whether sure or not "
         f"(95% interval: {low} to {high}).",
-        f"在它从未见过的 {rows:,} 个请求中，不论把握大小，{share} 与大模型的答案相同"
-        f"（95% 置信区间：{low} 至 {high}）。",
+        f"在{new.zh}的 {rows:,} 个请求中，不论把握大小，{share} 与大模型的答案相同（95% 置信区间：{low} 至 {high}）。",
     )
 
 
@@ -253,10 +259,13 @@ def data(found: Data) -> Text:
     """How many rows it was made from, and what of their source is not among them."""
     more = Text(f", {found.unlabelled:,} texts without an answer", f"，另有 {found.unlabelled:,} 条没有答案的文本")
     more = more if found.unlabelled else Text("", "")
+    same = f"{found.repeated or 0:,}"
+    twice = Text(f" ({same} repeat texts of the others)", f"（其中 {same} 行与其余行文本相同）")
+    twice = twice if found.repeated else Text("", "")
     lost = "".join(f"; {shown(each, 300)}" for each in found.lost)
     return Text(
-        f"{found.rows:,} rows, {found.held_out:,} of them held out{more.en}{lost}",
-        f"{found.rows:,} 行，其中留出 {found.held_out:,} 行{more.zh}{lost}",
+        f"{found.rows:,} rows, {found.held_out:,} of them held out{twice.en}{more.en}{lost}",
+        f"{found.rows:,} 行，其中留出 {found.held_out:,} 行{twice.zh}{more.zh}{lost}",
     )
 
 

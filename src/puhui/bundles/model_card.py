@@ -111,7 +111,7 @@ def _tables(card: Card) -> list[str]:
                 "–" if each.latency_ms is None else duration(each.latency_ms),
                 "–" if each.agreement is None else percent(each.agreement),
                 "–" if each.coverage is None else percent(each.coverage),
-                "chosen" if each.chosen else each.why_not,
+                "chosen" if each.chosen else each.why_not or "–",
             )
             for each in ranked[:TABLE_ROWS]
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,8 @@ from puhui.teachers.inputs import read_rows
 from puhui.teachers.teacher import TeacherOptions
 from puhui.teachers.teachers import open_teacher
 from puhui.trust.keys import load_or_create_key
+
+BUDGETS = ("money", "most_requests", "most_seconds")
 
 
 def compress(
@@ -57,7 +61,9 @@ def compress(
     key_env: Annotated[str | None, typer.Option(help="Name of the environment variable with the API key.")] = None,
     money: Annotated[float | None, typer.Option(help="Most that asking may cost, in USD.")] = None,
     price_tokens: PriceTokens = None,
-    most_requests: Annotated[int | None, typer.Option(min=1, help="Most requests to the big model.")] = None,
+    most_requests: Annotated[
+        int | None, typer.Option(min=0, help="Most requests to the big model; 0: use what is known.")
+    ] = None,
     most_seconds: Annotated[float | None, typer.Option(min=0.0, help="Most seconds of asking it.")] = None,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Questions under way at once.", show_default="16 for an endpoint, else 1")
@@ -100,40 +106,43 @@ def compress(
 ) -> None:
     """Make a small expert from a big model, for a device: the smallest, fastest that still gives its answers."""
     folder = data_folder(data_dir)
-    more = None if unlabelled is None else read_rows(unlabelled)
-    rows = open_rows(data, task, store_url(store, folder))
-    names = tuple(name.strip() for name in labels.split(",")) if labels else ()
-    options = TeacherOptions(
-        labels=names,
-        prompt=prompt or rows.prompt,
-        prices=prices_of(price_tokens),
-        parallel=parallel,
-        download=download,
-    )
-    teacher = open_teacher(big, options, key=_key(key_env))
-    order = Order(
-        out=out,
-        work=(work or Path(platformdirs.user_cache_dir("puhui", appauthor=False)) / "work").absolute(),
-        goal=Goal(
-            profile=load_profile(target),
-            keep=keep,
-            promise=Promise(risk, delta),
-            trials=trials,
-            seconds=None if minutes is None else minutes * 60.0,
-            thorough=thorough,
-        ),
-        budget=Budget(money=money, requests=most_requests, seconds=most_seconds),
-        base=base or base_for(teacher),
-        name=task or (data.stem if data is not None else "expert"),
-        source=str(data.name) if data is not None else f"task {task}",
-        augment=augment,
-        unlabelled=() if more is None else more.texts,
-        accept_nearest=accept_nearest,
-        command=shlex.join(again(context, out)),
-        seed=seed,
-    )
     try:
         with View(Console(stderr=True), ask=not yes and not json and money is None) as view:
+            more = (
+                None if unlabelled is None else read_rows(unlabelled, progress=partial(view.reading, unlabelled.name))
+            )
+            rows = open_rows(data, task, store_url(store, folder), view.reading)
+            names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+            options = TeacherOptions(
+                labels=names,
+                prompt=prompt or rows.prompt,
+                prices=prices_of(price_tokens),
+                parallel=parallel,
+                download=download,
+            )
+            teacher = open_teacher(big, options, key=_key(key_env))
+            order = Order(
+                out=out,
+                work=(work or Path(platformdirs.user_cache_dir("puhui", appauthor=False)) / "work").absolute(),
+                goal=Goal(
+                    profile=load_profile(target),
+                    keep=keep,
+                    promise=Promise(risk, delta),
+                    trials=trials,
+                    seconds=None if minutes is None else minutes * 60.0,
+                    thorough=thorough,
+                ),
+                budget=Budget(money=money, requests=most_requests, seconds=most_seconds),
+                base=base or base_for(teacher),
+                name=task or (data.stem if data is not None else "expert"),
+                source=str(data.name) if data is not None else f"task {task}",
+                augment=augment,
+                unlabelled=() if more is None else more.texts,
+                accept_nearest=accept_nearest,
+                command=shlex.join(again(context, out)),
+                command_of_known=shlex.join(again(context, out, without=BUDGETS)),
+                seed=seed,
+            )
             for lost in () if more is None else more.lost:
                 view.note(f"{unlabelled}: {lost}")
             made = craft(teacher, rows, order, load_or_create_key(folder / "keys" / "node.key"), view)
@@ -142,23 +151,28 @@ def compress(
         raise typer.Exit(130) from None
     if json:
         result = {"id": made.id, "folder": str(made.folder), "card": made.card, "why": made.found.why}
+        result |= {"keep": made.keep, "keeps": made.keeps}
         typer.echo(msgspec.json.encode(result).decode())
         return
     view.conclude(made)
 
 
-def again(context: typer.Context, out: Path) -> list[str]:
+def again(context: typer.Context, out: Path, *, without: Collection[str] = ()) -> list[str]:
     """The words that make the same expert once more: every option that was typed, as it was understood, and a folder
-    beside the first, as that must not exist yet."""
+    beside the first, as that must not exist yet.
+
+    `without` are options to leave out, the `BUDGETS`: then the words ask nothing and use what is known. A budget is
+    for one run, so that the same one once more would ask for more.
+    """
     words = ["puhui", "compress"]
     for option in context.command.params:
         name = str(option.name)
         source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
+        if source is None or source.name != "COMMANDLINE" or name in without:
             continue
         value = f"{out}-again" if name == "out" else context.params[name]
         words += [max(option.opts, key=len)] if value is True else [max(option.opts, key=len), str(value)]
-    return words
+    return [*words, "--most-requests", "0"] if without else words
 
 
 def _key(name: str | None) -> str | None:

@@ -49,7 +49,7 @@ class View(Watcher):
 
     def estimated(self, found: Estimate) -> None:
         """Says what asking will take; asks whether to go on where it costs money."""
-        cost = "at an unknown price" if found.cost is None else f"about ${found.cost:.2f}"
+        cost = "at an unknown price" if found.cost is None else money(found.cost, about="about ")
         if not found.to_ask + found.repeats + found.more:
             self.note(f"All {found.distinct:,} answers are known from an earlier run.")
             return
@@ -66,8 +66,12 @@ class View(Watcher):
 
     def asked(self, progress: AskProgress) -> None:
         """Moves the bar."""
-        spent = f"${progress.cost:.2f}" if progress.cost else ""
+        spent = money(progress.cost) if progress.cost else ""
         self._show("asking the big model", progress.done / max(1, progress.total), spent)
+
+    def reading(self, name: str, read: int, size: int) -> None:
+        """Moves the bar: bytes of a file."""
+        self._show(f"reading {name}", read / max(1, size), "")
 
     def contradicts(self, found: SelfAgreement) -> None:
         """Says how often it agrees with itself, and names the ceiling where there is one."""
@@ -110,6 +114,12 @@ class View(Watcher):
             f"{made.folder}"
         )
         say(words.agreement(card).en)
+        if not made.keeps:
+            judged = next(one.agreement for one in card.trade_offs if one.chosen) or 0.0
+            say(
+                f"That is less than the {words.percent(made.keep)} asked for: on the rows that chose it, it kept "
+                f"{words.percent(judged)}."
+            )
         proven = card.calibration
         if proven["threshold"] is None:
             rows = proven["rows"] or 0  # a card holds numbers alone, so counts are floats
@@ -151,6 +161,17 @@ def _table(tried: list[Candidate]) -> Table:
             style="bold" if best else "dim" if candidate.misses else "",
         )
     return table
+
+
+def money(cost: float, *, about: str = "") -> str:
+    """Dollars for people; less than a cent is not shown as nothing.
+
+    >>> money(1.234, about="about "), money(0.0004, about="about "), money(0.0)
+    ('about $1.23', 'less than $0.01', 'free')
+    """
+    if cost <= 0.0:
+        return "free"
+    return f"{about}${cost:,.2f}" if cost >= 0.01 else "less than $0.01"
 
 
 def _time(seconds: float) -> str:

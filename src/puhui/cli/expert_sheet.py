@@ -13,12 +13,12 @@ from puhui.bundles.bundle import Signed
 from puhui.bundles.card import Card
 from puhui.bundles.card_words import duration, energy, percent, shown, size
 
-CANDIDATES, CONFUSIONS = 8, 5
+CANDIDATES, CONFUSIONS, MATRICES = 8, 5, 6
 DASH = "–"
 
 
 def print_card(signed: Signed, console: Console) -> None:
-    """What it is, what was proven, sizes and speeds, trade-offs, the worst confusions, and the commands."""
+    """What it is, what was proven, sizes and speeds, trade-offs, the worst confusions, precision, and the commands."""
     card = signed.card
     console.print(Text(shown(card.task_name), style="bold"))
     console.print(Text(words.sentence(card, named=False).en))
@@ -31,7 +31,7 @@ def print_card(signed: Signed, console: Console) -> None:
     if (ceiling := words.ceiling(card)) is not None:
         console.print(Text(ceiling.en))
     console.print(Text("The guarantee speaks of agreement with the big model, not of truth.", style="dim"))
-    for table in (_devices(card), _trade_offs(card), _confusions(card), _commands(card)):
+    for table in (_devices(card), _trade_offs(card), _confusions(card), _precision(card), _commands(card)):
         if table is not None:
             console.print()
             console.print(table)
@@ -65,7 +65,7 @@ def _trade_offs(card: Card) -> Table | None:
             DASH if each.latency_ms is None else duration(each.latency_ms),
             DASH if each.agreement is None else percent(each.agreement),
             DASH if each.coverage is None else percent(each.coverage),
-            "chosen" if each.chosen else each.why_not,
+            "chosen" if each.chosen else each.why_not or DASH,
         )
         _add(table, *cells, style="bold" if each.chosen else "")
     if len(ranked) > CANDIDATES:
@@ -79,6 +79,19 @@ def _confusions(card: Card) -> Table | None:
     table = _table("The worst confusions", "the big model says", "the expert says", "rows", "of all")
     for each in card.confusions[:CONFUSIONS]:
         _add(table, each.big, each.expert, f"{each.count:,}", percent(each.share))
+    return table
+
+
+def _precision(card: Card) -> Table | None:
+    if not card.precision:
+        return None
+    table = _table("Precision kept", "matrix", "bits", "sensitivity", "why")
+    ranked = sorted(card.precision, key=lambda each: (-each.bits, -(each.sensitivity or 0.0)))  # as on its page
+    for each in ranked[:MATRICES]:
+        measured = DASH if each.sensitivity is None else f"{each.sensitivity:.3g}"
+        _add(table, each.name, str(each.bits), measured, each.reason)
+    if len(ranked) > MATRICES:
+        table.caption = f"and {len(ranked) - MATRICES:,} more"
     return table
 
 
@@ -113,7 +126,10 @@ def _table(title: str, *columns: str) -> Table:
     """A table whose columns of numbers stand right; words fold."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in columns:
-        number = column in ("time", "size", "on disk", "energy", "agrees", "rows", "of all") or "coverage" in column
+        number = (
+            column in ("time", "size", "on disk", "energy", "agrees", "rows", "of all", "bits", "sensitivity")
+            or "coverage" in column
+        )
         table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 

@@ -11,7 +11,7 @@ import platformdirs
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import select
+from sqlalchemy import make_url, select
 
 from puhui.bundles.bundle import CARD_FILE, Signed, open_bundle, read_card
 from puhui.bundles.card_page import PAGE_FILE, render_card
@@ -19,7 +19,7 @@ from puhui.bundles.expert_export import Form, export_expert
 from puhui.bundles.probes import PROBES_FILE, TEXTS, probe
 from puhui.cli.expert_sheet import print_card
 from puhui.cli.options import AsJson, DataFolder, StoreUrl, data_folder, store_url
-from puhui.core.errors import BundleError, SettingsError, UnknownModel
+from puhui.core.errors import BundleError, SettingsError, StoreError, UnknownModel
 from puhui.store.database import open_store
 from puhui.store.tables import experts, tasks
 
@@ -145,8 +145,21 @@ def _find(expert: str, store: str | None, data_dir: Path | None) -> tuple[Path, 
         if not (Path(expert) / CARD_FILE).is_file():
             raise BundleError(f"{expert} is no expert's bundle: it has no {CARD_FILE}")
         return Path(expert), None
-    found = [row for row in _rows(store, data_dir) if row["id"].startswith(expert)]
-    if len(found) != 1:
-        what = "no expert's id begins" if not found else f"{len(found)} experts' ids begin"
-        raise UnknownModel(f"{what} with {expert!r}; `puhui experts list` shows them")
+    if os.path.isfile(expert):
+        folder = next((each for each in Path(expert).absolute().parents if (each / CARD_FILE).is_file()), None)
+        raise BundleError(
+            f"{expert} is a file, and no expert's bundle"
+            + (f": it lies in one, so give that folder, {folder}" if folder else "; give the folder of one, or an id")
+        )
+    none = f"{expert!r} is no bundle's folder and no expert's id"
+    try:
+        rows = _rows(store, data_dir)
+    except StoreError as error:
+        raise StoreError(f"{none}: {error}") from error
+    found = [row for row in rows if row["id"].startswith(expert)]
+    if not found:
+        place = make_url(store_url(store, data_folder(data_dir))).render_as_string(hide_password=True)
+        raise UnknownModel(f"{none} in the store at {place}; `puhui experts list` shows them")
+    if len(found) > 1:
+        raise UnknownModel(f"{len(found)} experts' ids begin with {expert!r}; `puhui experts list` shows them")
     return Path(found[0]["folder"]), found[0]["id"]

@@ -273,15 +273,20 @@ def _number(answers: Sequence[str], labels: tuple[str, ...] | None) -> Number | 
     low, high = np.quantile(values, [RARE, 1.0 - RARE]).tolist()
     if not 0.0 < high - low < np.inf:
         return None
-    if labels is not None or len(answers) < FEWEST_ANSWERS:  # they may be codes: are they names?
-        last = around[0].rstrip()[-1:]
-        if last.isalpha() or last in BEFORE_CODES:
-            return None
+    may_be_codes = labels is not None or len(answers) < FEWEST_ANSWERS
+    if may_be_codes and may_be_name(around[0]):
+        return None
     if labels is not None:  # do they fill their range?
         said = np.unique(values[(values >= low) & (values <= high)])
         if len(said) < FILLED * ((high - low) / np.diff(said).min() + 1.0):
             return None
     return Number(low, high, *around)
+
+
+def may_be_name(before: str) -> bool:
+    """Whether a number after this text may be part of a name."""
+    last = before.rstrip()[-1:]
+    return last.isalpha() or last in BEFORE_CODES
 
 
 def _label_set(answers: Sequence[str], *, fewest: int) -> LabelSet | None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from puhui.compress.token_pruning import prune_tokens
 from puhui.core.errors import BundleError, LearningError, MissingExtra
+from puhui.models.encoder import no_load_report
 from puhui.models.onnx_encoder import tokenizer_of, tokens_of
 from puhui.quantisation.onnx_export import Pooling, Reference, export_encoder
 
@@ -51,7 +52,8 @@ class Student:
             raise MissingExtra("Training an encoder", "workshop") from error
         disable_progress_bar()
         try:
-            body = AutoModel.from_pretrained(str(base), local_files_only=True, dtype=torch.float32).eval()
+            with no_load_report():
+                body = AutoModel.from_pretrained(str(base), local_files_only=True, dtype=torch.float32).eval()
             tokenizer = (base / "tokenizer.json").read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise BundleError(

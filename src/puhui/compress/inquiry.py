@@ -6,33 +6,52 @@ Nothing is asked where a file holds every answer: neither first answers nor seco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from puhui.cascade.agreement import Rule
 from puhui.compress.watcher import Watcher
+from puhui.teachers.answer_book import bare
 from puhui.teachers.asking import Asked, Budget, Purse, ask_all
 from puhui.teachers.inputs import Rows
 from puhui.teachers.paraphrase import paraphrases, recombined, writer
-from puhui.teachers.probing import ASKED_TWICE, SelfAgreement, estimate, self_agreement
+from puhui.teachers.probing import ASKED_TWICE, Estimate, SelfAgreement, estimate, self_agreement
 from puhui.teachers.teacher import CanWrite, Teacher, Told
 
 LEAST_EACH, MOST_EACH = 4, 20
 """Paraphrases asked for in one request: fewer cost more, and more of one text teach less than those of another."""
 
 
+Look: TypeAlias = Callable[[Mapping[str, Told]], None]
+
+
 class Inquiry:
-    """One big model, asked in several rounds. `augment` is how many texts will be added."""
+    """One big model, asked in several rounds. `augment` is how many texts will be added. `look` is called with the
+    first answers, by text, before all others are paid for: it may raise."""
 
     def __init__(
-        self, teacher: Teacher, folder: Path, budget: Budget, watcher: Watcher, *, augment: int = 0, seed: int = 0
+        self,
+        teacher: Teacher,
+        folder: Path,
+        budget: Budget,
+        watcher: Watcher,
+        *,
+        augment: int = 0,
+        seed: int = 0,
+        look: Look = lambda first: None,
     ) -> None:
         self._teacher, self._folder, self._watcher = teacher, folder, watcher
         self._purse = Purse(budget)
-        self._augment, self._seed = augment, seed
+        self._augment, self._seed, self._look = augment, seed, look
         self._told: list[str] = []
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the budget ended any round of asking."""
+        return bool(self._purse.stopped)
 
     def answers(self, rows: Rows) -> tuple[list[str], list[Told]]:
         """Texts with what the big model told of them, the file's own answers included."""
@@ -40,7 +59,8 @@ class Inquiry:
         numbers = [number for number in range(len(rows.texts)) if number not in known]
         if numbers:
             twice = 0 if self._teacher.deterministic else ASKED_TWICE
-            asked = self._ask([rows.texts[number] for number in numbers], repeats=twice, more=self._to_come())
+            first = {rows.texts[number]: one for number, one in known.items()}
+            asked = self._ask([rows.texts[number] for number in numbers], twice, self._to_come(), first)
             told = {number: one for number, one in zip(numbers, asked.told, strict=True) if one is not None}
             self._told = [rows.texts[number] for number in told]
             known |= told
@@ -85,9 +105,14 @@ class Inquiry:
         writing = math.ceil(self._augment / LEAST_EACH) if isinstance(self._teacher, CanWrite) else 0
         return self._augment + writing
 
-    def _ask(self, texts: Sequence[str], *, repeats: int = 0, more: int = 0) -> Asked:
+    def _ask(
+        self, texts: Sequence[str], repeats: int = 0, more: int = 0, known: Mapping[str, Told] | None = None
+    ) -> Asked:
+        """Asks; in the first round, where the data's own answers are `known`, the first of all are looked at."""
         forecast = estimate(self._teacher, texts, folder=self._folder, budget=self._purse, repeats=repeats, more=more)
-        self._watcher.estimated(forecast)
+        if known is not None:
+            self._look({**known, **forecast.sample})
+        self._show(forecast)
         asked = ask_all(self._teacher, texts, folder=self._folder, budget=self._purse, progress=self._watcher.asked)
         self._note(asked)
         return asked
@@ -98,13 +123,16 @@ class Inquiry:
         each = min(MOST_EACH, max(LEAST_EACH, math.ceil(self._augment / max(1, len(distinct)))))
         drawn = np.random.default_rng(self._seed).permutation(len(distinct))[: math.ceil(self._augment / each)]
         texts, folder, purse = [distinct[number] for number in drawn], self._folder, self._purse
-        self._watcher.estimated(
-            estimate(writer(self._teacher, each), texts, folder=folder, budget=purse, more=self._augment)
-        )
+        self._show(estimate(writer(self._teacher, each), texts, folder=folder, budget=purse, more=self._augment))
         found = paraphrases(self._teacher, texts, each=each, folder=folder, budget=purse, progress=self._watcher.asked)
         self._note(found.asked)
-        known = set(taught)
-        return [text for text in found.texts if text not in known][: self._augment]
+        known = set(map(bare, taught))
+        return [text for text in found.texts if bare(text) not in known][: self._augment]
+
+    def _show(self, forecast: Estimate) -> None:
+        """Shows an estimate, unless no request is allowed: nobody should agree to what will not be asked."""
+        if self._purse.left.requests != 0 or not forecast.to_ask + forecast.repeats + forecast.more:
+            self._watcher.estimated(forecast)
 
     def _note(self, asked: Asked) -> None:
         """Says what was not told, and why."""
@@ -117,5 +145,7 @@ class Inquiry:
 
 def others(unlabelled: Iterable[str], texts: Sequence[str]) -> list[str]:
     """Texts that are not among `texts`: none that judges or calibrates may teach, not even without its answer."""
-    known = set(texts)
-    return [text for text in dict.fromkeys(unlabelled) if text not in known]
+    known, found = set(map(bare, texts)), dict[str, str]()
+    for text in unlabelled:
+        found.setdefault(bare(text), text)
+    return [text for key, text in found.items() if key not in known]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -34,6 +35,7 @@ Progress: TypeAlias = Callable[[float], None]
 MADE = 2
 """Raise it where a recipe makes another model than it did: what was built before is then built anew."""
 TIMED_ANSWERS = 100
+OLD_S = 24 * 3600.0
 FOLDS = 2
 """Of the fits that teach a static expert its confidence: two are as good as five, at a quarter of the work."""
 
@@ -210,6 +212,7 @@ class Kitchen:
         """Of all that every recipe's result depends on."""
         self._folder = folder / self.digest[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
+        _sweep(self._folder)
         self._words: WordVectors | None = None
 
     def cook(self, recipe: Recipe, progress: Progress = lambda share: None) -> Cooked:
@@ -218,17 +221,32 @@ class Kitchen:
         Raises LearningError for what cannot be learned or needs the base that is not there.
         """
         name = self._name(recipe)
-        place, noted = self._folder / name, self._folder / f"{name}.json"
+        return self._found(name) or self._kept(name, self._build(recipe, progress))
+
+    def _found(self, name: str) -> Cooked | None:
+        """What was made before, by this process or another."""
         with contextlib.suppress(BundleError, OSError, msgspec.DecodeError):
-            note = msgspec.json.decode(noted.read_bytes(), type=_Note)
-            return Cooked(family_class(note.family).load(place), note.family, note.seconds, note.cpu_seconds)
-        shutil.rmtree(place, ignore_errors=True)
-        cooked = self._build(recipe, progress)
-        draft = self._folder / f".{name}"
-        shutil.rmtree(draft, ignore_errors=True)
-        cooked.model.save(draft)
-        draft.rename(place)
-        noted.write_bytes(msgspec.json.encode(_Note(cooked.family, cooked.seconds, cooked.cpu_seconds)))
+            note = msgspec.json.decode((self._folder / f"{name}.json").read_bytes(), type=_Note)
+            model = family_class(note.family).load(self._folder / name)
+            return Cooked(model, note.family, note.seconds, note.cpu_seconds)
+        return None
+
+    def _kept(self, name: str, cooked: Cooked) -> Cooked:
+        """Writes it down, whole or not at all. Where another process was quicker, it is what that one made."""
+        place = self._folder / name
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".", ignore_cleanup_errors=True) as folder:
+            draft, note = Path(folder, "model"), Path(folder, "note")
+            cooked.model.save(draft)
+            note.write_bytes(msgspec.json.encode(_Note(cooked.family, cooked.seconds, cooked.cpu_seconds)))
+            if place.exists():
+                if found := self._found(name):
+                    return found
+                shutil.rmtree(place, ignore_errors=True)  # what lies there is damaged
+            note.replace(self._folder / f"{name}.json")  # before the model: one that is there has its note
+            try:
+                draft.rename(place)
+            except OSError:
+                return self._found(name) or cooked
         return cooked
 
     def _name(self, recipe: Recipe) -> str:
@@ -336,8 +354,18 @@ class Kitchen:
             else:
                 encoder = SentenceEncoder(self._needs_base())
                 self._words = WordVectors.learn((*encoder.words, *words_of(self.material.texts)), encoder.encode)
-                self._words.save(place)
+                with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as draft:
+                    self._words.save(Path(draft, place.name))
+                    Path(draft, place.name).replace(place)  # whole or not at all: another process may read it
         return self._words
+
+
+def _sweep(folder: Path) -> None:
+    """Removes drafts of runs that were killed. Of one that lives none is so old: a draft is written in seconds."""
+    for draft in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > OLD_S:
+                shutil.rmtree(draft)
 
 
 def _digest_of(material: Material, base: Path | None) -> str:

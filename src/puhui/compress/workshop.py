@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import msgspec
 import numpy as np
 
 from puhui.bundles.bundle import Page, read_card, seal
-from puhui.bundles.card import Card, Ceiling, Data, Section, Speed, TradeOff
+from puhui.bundles.card import Card, Ceiling, Data, Section, Speed
 from puhui.bundles.card_figures import calibration_error, confusions_of, reliability_of
 from puhui.bundles.card_page import render_card
 from puhui.bundles.model_card import render_model_card
@@ -27,19 +29,22 @@ from puhui.bundles.probes import PROBES_FILE, probes_of
 from puhui.cascade.agreement import agreements
 from puhui.cascade.guarantee import Calibration, calibrate_threshold, rows_needed
 from puhui.compress.answer_shape import FEWEST_ASKED_FOR, Label, Shape, find_shape, rule_of
+from puhui.compress.first_answers import Allowed, look_at
 from puhui.compress.inquiry import Inquiry, others
 from puhui.compress.lineage import lineage_of
 from puhui.compress.precision_kept import kept_of
 from puhui.compress.profiles import PROFILES, Footprint, Profile, measure_here
-from puhui.compress.recipes import Kitchen, Material, StaticRecipe, family_of
-from puhui.compress.search import Candidate, Failed, Found, Goal, Search, ladder_for, nearest
+from puhui.compress.recipes import Kitchen, Material, StaticRecipe
+from puhui.compress.search import Candidate, Found, Goal, Search, ladder_for, nearest
 from puhui.compress.shape_training import FAMILY_OF
+from puhui.compress.trade_offs import trade_offs_of
 from puhui.compress.watcher import Watcher
 from puhui.core.errors import LearningError, SettingsError
 from puhui.energy.power import estimate_joules
 from puhui.models.encoder import packaged_encoder
 from puhui.models.family import ExpertModel
 from puhui.store.database import open_store
+from puhui.teachers.answer_book import bare
 from puhui.teachers.asking import Budget, soften
 from puhui.teachers.inputs import Rows, check_answers, read_rows, rows_of_task
 from puhui.teachers.probing import SelfAgreement
@@ -49,6 +54,8 @@ from puhui.trust.keys import SigningKey
 CALIBRATING, JUDGING = 0.25, 0.15
 MOST_CALIBRATING, MOST_JUDGING = 4000, 2000
 LEAST_TAUGHT = 20
+
+Reading: TypeAlias = Callable[[str, int, int], None]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +67,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     `unlabelled` are texts that are not asked, and teach encoders as they are. `base` is the pretrained encoder that
     encoders start from (`base_for` names the best; None: static experts alone). With `accept_nearest` an expert that
     misses the floor is made all the same, but never one that the device cannot hold. `command` is what makes the
-    expert again.
+    expert again, `command_of_known` what does so where the budget ended the asking: it asks nothing.
     """
 
     out: Path
@@ -74,6 +81,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     unlabelled: Sequence[str] = ()
     accept_nearest: bool = False
     command: str = ""
+    command_of_known: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,20 +90,30 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """The expert: its id, where it lies, its card, and the search that found it."""
+    """The expert: its id, where it lies, its card, the search that found it, and the floor that it was to keep."""
 
     id: str
     folder: Path
     card: Card
     found: Found
+    keep: float = 0.0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps the floor on the rows that calibrated it. The candidates were chosen on others."""
+        return self.card.agreement >= self.keep
 
 
-def open_rows(data: Path | None, task: str | None, store: str) -> Rows:
-    """The rows of a file, or of a task in the store at that URL: one of them. SettingsError for both or neither."""
+def open_rows(
+    data: Path | None, task: str | None, store: str, reading: Reading = lambda name, read, size: None
+) -> Rows:
+    """The rows of a file, or of a task in the store at that URL: one of them. SettingsError for both or neither.
+
+    `reading` is called with a file's name, the bytes that were read and all of them."""
     if (data is None) == (task is None):
         raise SettingsError("give the texts to learn from: either a file by --data, or a task of the store by --task")
     if data is not None:
-        return read_rows(data)
+        return read_rows(data, progress=partial(reading, data.name))
     opened = open_store(store, create=False)
     try:
         return rows_of_task(opened, str(task))
@@ -120,11 +138,15 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     watcher = watcher or Watcher()
     _check_places(order)
     _check_target(teacher, order)
-    for lost in rows.lost:
-        watcher.note(f"{order.source or 'the data'}: {lost}")
-    inquiry = Inquiry(teacher, order.work / "answers", order.budget, watcher, augment=order.augment, seed=order.seed)
+    rows = rows.once()
+    for each in rows.lost:
+        watcher.note(f"{order.source or 'the data'}: {each}")
+    inquiry, allowed = _inquiry(teacher, order, watcher), Allowed(teacher.labels)
     texts, told = inquiry.answers(rows)
-    if empty := sum(not one.answer for one in told):
+    unlike = allowed.check([one.answer for one in told])
+    for each in unlike:
+        watcher.note(each)
+    if empty := sum(not one.answer for one in told if one.answer in allowed):
         watcher.note(
             f"{empty} of {len(told)} answers are empty: an expert learns to say nothing there, like any answer"
         )
@@ -133,9 +155,12 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     ladder_for(type(shape), order.goal.profile, with_base=order.base is not None)  # before more is paid for
     with_itself = inquiry.self_agreement(rule_of(shape))
     added = inquiry.added([texts[row] for row in parts[0]])
-    material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts))
+    if inquiry.ended_early:
+        order = msgspec.structs.replace(order, command=order.command_of_known)
+    material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts), allowed)
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
+    taught = allowed.taught_by(taught)
     search = Search(
         taught,
         held,
@@ -155,11 +180,21 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
         )
     found = search.run()
     chosen = _chosen(found, order, watcher)
-    model = _finished(chosen, search.kitchen, taught, held, order, watcher)
+    model = _finished(chosen, search.kitchen, taught, held, allowed, order, watcher)
     if added:
         how = "paraphrased by the big model" if isinstance(teacher, CanWrite) else "crossed from others"
         order = msgspec.structs.replace(order, source=f"{order.source}; {len(added)} texts were {how}")
-    return _sealed(model, chosen, found, sample, material, _ceiling_of(with_itself), rows.lost, teacher, order, key)
+    lost = (*rows.lost, *unlike)
+    return _sealed(model, chosen, found, sample, material, _ceiling_of(with_itself), lost, teacher, order, key)
+
+
+def _inquiry(teacher: Teacher, order: Order, watcher: Watcher) -> Inquiry:
+    def look(first: Mapping[str, Told]) -> None:
+        profile, labels = order.goal.profile, bool(teacher.labels)
+        look_at(first, Allowed(teacher.labels), profile, labels=labels, note=watcher.note)
+
+    folder, augment = order.work / "answers", order.augment
+    return Inquiry(teacher, folder, order.budget, watcher, augment=augment, seed=order.seed, look=look)
 
 
 def _check_places(order: Order) -> None:
@@ -207,7 +242,8 @@ def _shape(teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teachin
     """Labels where the big model has a list of them or tells their probabilities, whatever they look like; else what
     the answers that teach look like: what is proven by the others must not depend on them."""
     if teacher.labels or any(one.probabilities is not None for one in told):
-        return _labels([one.answer for one in told])
+        allowed = Allowed(teacher.labels)
+        return _labels([one.answer for one in told if one.answer in allowed])
     taught = [told[row].answer for row in teaching]
     found = find_shape([texts[row] for row in teaching], taught, fewest=FEWEST_ASKED_FOR)
     if found is None and len(taught) < FEWEST_ASKED_FOR:
@@ -233,9 +269,11 @@ def _labels(answers: Sequence[str], *, few: bool = False) -> Label:
     return Label(tuple(answer for answer, count in counts.most_common() if count > 1))
 
 
-def _material(texts: Sequence[str], told: Sequence[Told], shape: Shape, unlabelled: Sequence[str]) -> Material:
+def _material(
+    texts: Sequence[str], told: Sequence[Told], shape: Shape, unlabelled: Sequence[str], allowed: Allowed
+) -> Material:
     answers = [one.answer for one in told]
-    soft = soften(told, sorted(set(answers)))
+    soft = soften(told, sorted(answer for answer in set(answers) if answer in allowed))
     probabilities = None
     if any(one is not None for one in soft):
         probabilities = [one or {answer: 1.0} for one, answer in zip(soft, answers, strict=True)]
@@ -275,14 +313,21 @@ def _chosen(found: Found, order: Order, watcher: Watcher) -> Candidate:
 
 
 def _finished(
-    chosen: Candidate, kitchen: Kitchen, taught: Material, held: Material, order: Order, watcher: Watcher
+    chosen: Candidate,
+    kitchen: Kitchen,
+    taught: Material,
+    held: Material,
+    allowed: Allowed,
+    order: Order,
+    watcher: Watcher,
 ) -> ExpertModel:
     """The chosen model. One that is quick to build learns from the judging answers as well, unless the device could
     not hold what comes of it."""
     judged, profile = kitchen.cook(chosen.recipe).model, order.goal.profile
     if not isinstance(chosen.recipe, StaticRecipe):
         return judged
-    kitchen = Kitchen(taught.with_rows(held), order.work / "candidates", base=order.base, seed=order.seed)
+    more = allowed.taught_by(held)
+    kitchen = Kitchen(taught.with_rows(more), order.work / "candidates", base=order.base, seed=order.seed)
     model = kitchen.cook(chosen.recipe).model
     footprint = measure_here(model, held.texts, memory=profile.memory_bytes is not None)
     misses = profile.misses(footprint.scaled(profile))
@@ -324,6 +369,7 @@ def _sealed(
         data=Data(
             rows=len(material.texts),
             held_out=len(sample.texts),
+            repeated=_repeated(sample.texts, material.texts),
             source=order.source,
             digest=material.digest,
             lost=tuple(lost),
@@ -341,7 +387,13 @@ def _sealed(
             place.rename(order.out)  # whole or not at all
     except OSError as error:
         raise SettingsError(_unwritable(order.out, error, "-o")) from error
-    return Made(expert, order.out, read_card(order.out, expert=expert).card, found)
+    return Made(expert, order.out, read_card(order.out, expert=expert).card, found, order.goal.keep)
+
+
+def _repeated(some: Sequence[str], whole: Sequence[str]) -> int:
+    """How many of some rows have a text that another row of the whole has, which is not among these."""
+    counts, among = Counter(map(bare, whole)), Counter(map(bare, some))
+    return sum(count for text, count in among.items() if counts[text] > count)
 
 
 def _card(
@@ -370,7 +422,7 @@ def _card(
         answer_us=footprint.cpu_s * 1e6,
         joules_low=energy.low,
         joules_high=energy.high,
-        trade_offs=(*(_trade_off(one, chosen) for one in found.tried), *map(_not_built, found.failed)),
+        trade_offs=trade_offs_of(found, chosen, order.goal),
         devices={name: _speed(footprint, name, profile.speed) for name, profile in _devices(order).items()},
         commands=dict.fromkeys(get_args(Section), order.command) if order.command else {},
         lineage=lineage_of(order.base, chosen.recipe, chosen.family, teacher),
@@ -392,32 +444,4 @@ def _speed(footprint: Footprint, name: str, factor: float) -> Speed:
         measured=here,
         factor=factor,
         scaled_from="" if here else "this",
-    )
-
-
-def _trade_off(candidate: Candidate, chosen: Candidate) -> TradeOff:
-    return TradeOff(
-        name=candidate.name,
-        family=candidate.family,
-        size_bytes=candidate.footprint.bytes,
-        latency_ms=candidate.footprint.latency_ms,
-        joules=candidate.footprint.joules,
-        agreement=candidate.agreement,
-        coverage=candidate.coverage,
-        proven=candidate.proven,
-        training_s=candidate.training_s,
-        recipe=msgspec.to_builtins(candidate.recipe),
-        chosen=candidate is chosen,
-        why_not="; ".join(map(str, candidate.misses)),
-    )
-
-
-def _not_built(failed: Failed) -> TradeOff:
-    recipe = failed.recipe
-    return TradeOff(
-        name=recipe.name,
-        family=family_of(recipe),
-        size_bytes=0,
-        recipe=msgspec.to_builtins(recipe),
-        why_not=f"could not be built: {failed.why}",
     )

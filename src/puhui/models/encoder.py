@@ -6,6 +6,7 @@ logistic regression. The encoder is read from a folder and nothing else; no netw
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,6 +42,19 @@ def packaged_encoder() -> Path | None:
     return Path(get_model_path())
 
 
+@contextlib.contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keeps transformers from reporting the weights of a head that is left out when only the body is loaded."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 class HeadConfig(msgspec.Struct, frozen=True):
     """What `head.json` holds."""
 
@@ -61,7 +75,9 @@ class SentenceEncoder:
         disable_progress_bar()  # a bar for a second's loading only disturbs the caller's own output
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).eval()
+            with no_load_report():
+                model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+            self._model: Any = model.eval()
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder} holds no sentence encoder that can be read ({error})") from error
         self.dim: int = self._model.config.hidden_size

@@ -46,6 +46,15 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def bare(text: str) -> str:
+    """By what copies of a text are known: as it is asked, without the white space around it.
+
+    >>> bare(" my parcel\\n") == bare("my parcel")
+    True
+    """
+    return plain(text).strip()
+
+
 def key_of(teacher: str, text: str, again: int = 0) -> bytes:
     """Under what an answer is kept: the teacher's digest, the plain text, and how often it was asked before."""
     return hashlib.sha256(f"{teacher}\n{again}\n{text}".encode()).digest()
@@ -57,6 +66,7 @@ class AnswerBook:
     def __init__(self, folder: Path) -> None:
         """StoreError where the file cannot be opened or is damaged."""
         self.path = folder / BOOK_FILE
+        self._lock: sqlite3.Connection | None = None
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
@@ -73,6 +83,26 @@ class AnswerBook:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def leads(self, teacher: str) -> bool:
+        """Whether nobody else asks this teacher for this folder; then nobody else leads until the book is closed.
+
+        The lock is one of SQLite's, on an empty file beside: it works on every system and ends with its process.
+        """
+        digest = hashlib.sha256(teacher.encode()).hexdigest()
+        with self._explained():
+            lock = sqlite3.connect(self.path.with_name(f"asking-{digest[:16]}.lock"), timeout=0, isolation_level=None)
+            try:
+                lock.execute("BEGIN EXCLUSIVE")
+            except sqlite3.Error as error:
+                lock.close()
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                    return False
+                raise
+        self._lock = lock
+        return True
 
     def find(self, key: bytes) -> Told | None:
         """What was told, if it was."""

@@ -3,6 +3,9 @@
 Each answer is written down as it comes (`answer_book`), so a run that ends early loses nothing and the next goes on
 from there. Passing errors are tried again with growing pauses, or after as long as the server says (Retry-After). A
 text that the teacher refuses is left out. A teacher that is gone ends the run, with all that was told kept.
+
+Where two processes ask the same teacher for one folder, the second begins at the end of its texts: so they meet, and
+ask next to nothing twice.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -68,10 +71,14 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Purse:
-    """One budget for several rounds of asking: each takes what it spends, however it ends, and finds what is `left`."""
+    """One budget for several rounds of asking: each takes what it spends, however it ends, and finds what is `left`.
+
+    `stopped` says why a round could not ask all that it wanted; it is empty where none was cut short.
+    """
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.whole = self.left = budget or Budget()
+        self.stopped = ""
 
 
 def purse_of(budget: Budget | Purse | None) -> Purse:
@@ -80,7 +87,7 @@ def purse_of(budget: Budget | Purse | None) -> Purse:
 
 
 class AskProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far asking has come, in different texts. `known` were told in an earlier run, `eta_s` is what is left."""
+    """How far asking has come, in different texts. `known` were told to another run, `eta_s` is what is left."""
 
     done: int
     total: int
@@ -137,11 +144,15 @@ async def _ask_all(
     with AnswerBook(folder) as book:
         keys = {text: key_of(teacher.digest, text, again) for text in texts}
         found = {text: book.find(key) for text, key in keys.items()}
-        asking = _Asking(teacher, book, keys, found, purse, progress)
+        waiting = [text for text, told in found.items() if told is None]
+        if waiting and not book.leads(teacher.digest):
+            waiting.reverse()
+        asking = _Asking(teacher, book, keys, found, waiting, purse, progress)
         try:
             await asking.run()
         finally:
             purse.left = purse.left.after(tried=asking.tried, cost=asking.cost, seconds=asking.seconds)
+            purse.stopped = asking.stopped or purse.stopped
             await teacher.close()
         return Asked(
             told=[found[text] for text in texts],
@@ -163,12 +174,13 @@ class _Asking:
         book: AnswerBook,
         keys: dict[str, bytes],
         found: dict[str, Told | None],
+        waiting: Iterable[str],
         purse: Purse,
         progress: Show | None,
     ) -> None:
         self._teacher, self._book, self._keys, self._found = teacher, book, keys, found
         self._budget, self._whole, self._progress = purse.left, purse.whole, progress
-        self._waiting = deque(text for text, told in found.items() if told is None)
+        self._waiting = deque(waiting)
         self._known = len(found) - len(self._waiting)
         self.started = time.monotonic()
         self._under_way = self.tried = self.asked = 0
@@ -223,7 +235,10 @@ class _Asking:
     def _told_meanwhile(self, text: str) -> bool:
         """Whether another process has been told since this run began."""
         self._found[text] = self._book.find(self._keys[text])
-        return self._found[text] is not None
+        if self._found[text] is None:
+            return False
+        self._known += 1
+        return True
 
     def _within_budget(self, wanted: int) -> int:
         """How many of the wanted texts the budget allows now; says why when it is none."""

@@ -5,6 +5,7 @@ Nothing is downloaded unless the options say so, and code from a model's folder 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 from safetensors import SafetensorError
 
 from puhui.core.errors import MissingExtra, SettingsError
+from puhui.models.encoder import no_load_report
 from puhui.teachers.teacher import TeacherOptions, file_identity, identity
 
 HEAD, CAUSAL, ENCODER = "head", "causal", "encoder"
@@ -71,12 +73,13 @@ def load_hub_model(reference: str, options: TeacherOptions) -> tuple[str, Loaded
 
 def _load(place: str, options: TeacherOptions, family: Any, config: Any, dtype: str = "float32") -> Loaded:
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     local = not options.download
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        model = family.from_pretrained(place, local_files_only=local, dtype=dtype).eval()
+        with no_load_report() if family is AutoModel else contextlib.nullcontext():  # a head must be there whole
+            model = family.from_pretrained(place, local_files_only=local, dtype=dtype).eval()
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise SettingsError(_not_there(place, options, error)) from error
     if tokenizer.pad_token is None:

@@ -19,6 +19,7 @@ from puhui.core.errors import LearningError, UnknownModel
 from puhui.core.request import Message
 from puhui.store.database import Store
 from puhui.store.tables import contexts, experience, tasks
+from puhui.teachers.answer_book import bare
 from puhui.teachers.teacher import Told
 
 MOST_ROWS = 50_000
@@ -35,7 +36,8 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
     `told` holds what is known of each text's answer already, None where it is to be asked. `prompt` is the system
     prompt that the rows share, if they have one. Of the `read` rows, `bad` could not be used (`first_bad` says which
-    was the first and why) and `left_out` have another system prompt.
+    was the first and why), `left_out` have another system prompt, and `copies` have the text of another. `traffic`
+    says that they are what a node was really asked: how often a text lies among them is then its weight.
     """
 
     texts: list[str]
@@ -45,6 +47,30 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     bad: int = 0
     first_bad: str = ""
     left_out: int = 0
+    copies: int = 0
+    traffic: bool = False
+
+    def once(self) -> Rows:
+        """Each text once, with the first answer that a copy of it has; traffic as it is.
+
+        A text that teaches must not prove as well: of a file nobody knows that new requests repeat its texts.
+
+        >>> rows = Rows(texts=["a", "b", "a "], told=[None, None, Told(answer="x")])
+        >>> rows.once().texts, rows.once().told[0].answer, rows.once().lost
+        (['a', 'b'], 'x', ['1 of 3 rows are copies of others: each text counts once'])
+        """
+        if self.traffic:
+            return self
+        found: dict[str, tuple[str, Told | None]] = {}
+        for text, told in zip(self.texts, self.told, strict=True):
+            first, known = found.get(key := bare(text), (text, None))
+            found[key] = first, known or told
+        return msgspec.structs.replace(
+            self,
+            texts=[text for text, _ in found.values()],
+            told=[told for _, told in found.values()],
+            copies=self.copies + len(self.texts) - len(found),
+        )
 
     @property
     def lost(self) -> list[str]:
@@ -58,8 +84,11 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
             said.append(f"{self.bad:,} of {self.read:,} rows cannot be used; the first: {self.first_bad}")
         if self.left_out:
             said.append(f"{self.left_out:,} rows are left out, as their system prompt is not the commonest one")
-        if usable > (kept := len(self.texts) + self.left_out):
+        if usable > (kept := len(self.texts) + self.copies + self.left_out):
             said.append(f"{kept:,} of {usable:,} rows were drawn at random: no more are used")
+        if self.copies:
+            rows = len(self.texts) + self.copies
+            said.append(f"{self.copies:,} of {rows:,} rows are copies of others: each text counts once")
         return said
 
 
@@ -263,7 +292,7 @@ def rows_of_task(store: Store, name: str) -> Rows:
         )
         for row in rows
     ]
-    return Rows(texts=texts, told=told, prompt=prompt or None, read=len(rows))
+    return Rows(texts=texts, told=told, prompt=prompt or None, read=len(rows), traffic=True)
 
 
 def _within(text: str, prefix: str, suffix: str) -> bool:

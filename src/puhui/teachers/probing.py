@@ -26,7 +26,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
     `repeats` of them are to be asked a second time, and `more` requests at most will follow. `tokens_in`, `tokens_out`,
     `cost` (USD, None where the price is not known) and `seconds` are for all of these, from the mean of `sampled`
-    answers, of which `probed` were asked for the estimate and are now known.
+    answers, of which `probed` were asked for the estimate and are now known; `sample` holds these answers by text.
     """
 
     texts: int
@@ -41,6 +41,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     tokens_out: int
     cost: float | None
     seconds: float
+    sample: dict[str, Told] = {}
 
 
 class SelfAgreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +96,9 @@ def estimate(
     waiting, sample = _split(teacher, distinct, folder)
     probed = 0
     if len(sample) < min(ENOUGH_KNOWN, len(distinct)) and waiting and probe > 0:
-        asked = ask_all(teacher, _of_all_lengths(waiting, probe), folder=folder, budget=budget)
-        sample += [told for told in asked.told if told is not None]
+        probes = _of_all_lengths(waiting, probe)
+        asked = ask_all(teacher, probes, folder=folder, budget=budget)
+        sample |= {text: told for text, told in zip(probes, asked.told, strict=True) if told is not None}
         probed = asked.asked
         if not sample and not asked.stopped:
             raise LearningError(f"{teacher.name} refused every probe: {'; '.join(asked.refused)}")
@@ -104,7 +106,7 @@ def estimate(
     if repeats:
         repeats = max(0, min(repeats, len(distinct)) - len(_split(teacher, distinct, folder, again=1)[1]))
     requests = left + repeats + more
-    costs = [told.cost for told in sample if told.cost is not None]
+    costs = [told.cost for told in sample.values() if told.cost is not None]
     return Estimate(
         texts=len(texts),
         distinct=len(distinct),
@@ -114,10 +116,11 @@ def estimate(
         more=more,
         sampled=len(sample),
         probed=probed,
-        tokens_in=round(requests * _mean([told.tokens_in for told in sample])),
-        tokens_out=round(requests * _mean([told.tokens_out for told in sample])),
+        tokens_in=round(requests * _mean([told.tokens_in for told in sample.values()])),
+        tokens_out=round(requests * _mean([told.tokens_out for told in sample.values()])),
         cost=requests * _mean(costs) if costs or not requests else None,
-        seconds=requests * median([told.seconds for told in sample] or [0.0]) / teacher.parallel,
+        seconds=requests * median([told.seconds for told in sample.values()] or [0.0]) / teacher.parallel,
+        sample=sample,
     )
 
 
@@ -154,16 +157,18 @@ def self_agreement(
     return SelfAgreement(rows=count, equal=equal, low=1.0 - bound(count - equal), high=bound(equal), whole=whole)
 
 
-def _split(teacher: Teacher, texts: Sequence[str], folder: Path, *, again: int = 0) -> tuple[list[str], list[Told]]:
+def _split(
+    teacher: Teacher, texts: Sequence[str], folder: Path, *, again: int = 0
+) -> tuple[list[str], dict[str, Told]]:
     """Texts that are still to be asked, and what was told of the others."""
-    waiting, known = [], []
+    waiting, known = list[str](), dict[str, Told]()
     with AnswerBook(folder) as book:
         for text in texts:
             told = book.find(key_of(teacher.digest, text, again))
             if told is None:
                 waiting.append(text)
             else:
-                known.append(told)
+                known[text] = told
     return waiting, known
 
 

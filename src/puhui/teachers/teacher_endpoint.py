@@ -37,6 +37,7 @@ class EndpointTeacher:
         self.name = self._model
         self.labels = tuple(options.labels)
         self.parallel = options.parallel or AT_ONCE
+        options = _with_labels_said(options)
         self.digest = identity("endpoint", f"{self._model}@{self._endpoint.url}", options)
         self._options = options
         self._likely = True
@@ -90,3 +91,13 @@ class EndpointTeacher:
             body=msgspec.json.encode({"model": self._model, "messages": messages, **self._settings}),
             alternatives=self._likely,
         )
+
+
+def _with_labels_said(options: TeacherOptions) -> TeacherOptions:
+    """The options with a system message that names the labels, where there is no prompt that may do so."""
+    if options.prompt is not None or not options.labels:
+        return options
+    lines = ["Answer with one of these and nothing else: " + ", ".join(options.labels)]
+    if isinstance(options.labels, dict):
+        lines += [f"{label}: {meaning}" for label, meaning in options.labels.items()]
+    return msgspec.structs.replace(options, prompt="\n".join(lines))
