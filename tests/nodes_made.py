@@ -24,7 +24,7 @@ from puhui.store.database import Store
 from puhui.store.tables import experience, ledger
 from puhui.trust.keys import SigningKey
 
-ALWAYS = AuditRate(1.0, 1.0, 1.0)
+ALWAYS = AuditRate(0.9, 1.0, 0.9)
 SELDOM = AuditRate(1e-9, 1e-9, 1e-9)
 NOWHERE = "http://127.0.0.1:9/v1"
 DONE = b"data: [DONE]\n\n"

@@ -27,7 +27,7 @@ from puhui.store.database import Store, open_store, sqlite_url
 from puhui.store.records import event_row
 from puhui.store.tables import ledger
 from puhui.trust.keys import load_or_create_key
-from serving import BigModel, wait_until
+from serving import BigModel, chunk, raw_server, wait_until
 
 UPSTREAM = "http://127.0.0.1:9/v1"
 
@@ -300,6 +300,44 @@ def test_a_node_serves_and_ends_when_told(big: BigModel, tmp_path: Path) -> None
     store = open_store(sqlite_url(tmp_path / "puhui.db"))
     assert store.check() == "ok"
     store.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_takes_longer_than_there_is_time_is_broken_off_with_an_error(tmp_path: Path, stream: bool) -> None:
+    config = tmp_path / "puhui.toml"
+    config.write_text("[limits]\nstop_within_s = 1\n")
+    asked = threading.Event()
+
+    def for_ever(connection: socket.socket) -> None:
+        asked.set()
+        if stream:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+            while True:
+                connection.sendall(chunk({"content": "x"}))
+                time.sleep(0.05)
+        time.sleep(10.0)
+
+    with raw_server(for_ever) as big, node(tmp_path, big, "--no-learn", "--config", str(config)) as (process, url):
+        replies: list[httpx.Response] = []
+
+        def ask() -> None:
+            body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
+            replies.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20.0, trust_env=False))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert asked.wait(10.0)
+        process.send_signal(signal.SIGTERM)
+        asking.join(15.0)
+        assert process.wait(15.0) in (0, -signal.SIGTERM)
+    reply = replies[0]
+    assert reply.status_code == (200 if stream else 503)
+    last = reply.text.split("data: ")[-1]
+    assert "this node was stopped" in json.loads(last)["error"]["message"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "puhui.db")) as file:
+        status, note = file.execute("SELECT status, note FROM ledger WHERE kind = 'request'").fetchone()
+    assert status == 503
+    assert "this node was stopped" in note
 
 
 def test_killing_a_node_loses_no_acknowledged_request(big: BigModel, tmp_path: Path) -> None:

@@ -6,14 +6,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import insert, select
 from typer.testing import CliRunner
 
 from puhui.cli.main import app
-from puhui.core.errors import PuhuiError
+from puhui.core.errors import PuhuiError, UnknownModel
+from puhui.gateway.admin import row_of
 from puhui.store.database import Store, open_store, sqlite_url
+from puhui.store.key_table import KeyTable
 from puhui.store.tables import experience
+from puhui.trust.api_keys import Rules, new_key
 
 
 @pytest.fixture
@@ -56,8 +60,32 @@ def test_for_machines(held: Store, tmp_path: Path) -> None:
     assert texts(held) == ["", "text 1", "text 2"]
 
 
+def test_a_key_goes_by_its_name_or_its_id_or_without_either_by_its_requests(held: Store, tmp_path: Path) -> None:
+    _, team = new_key("team", Rules())
+    team = msgspec.structs.replace(team, id="k1")
+    KeyTable(held).add(row_of(team))
+    run(tmp_path, "--key", "team", "--yes")
+    assert texts(held) == ["", "text 1", ""]
+    run(tmp_path, "--key", "k2", "--yes")
+    assert texts(held) == ["", "", ""]
+    assert "Nothing of it is here" in run(tmp_path, "--key", "team", "--yes")
+    with pytest.raises(UnknownModel, match="no key has the id 'k2'"):
+        run(tmp_path, "--key", "k2", "--yes")
+    for _ in range(2):
+        KeyTable(held).add(row_of(new_key("twice", Rules())[1]))
+    with pytest.raises(UnknownModel, match="2 keys have the id or name 'twice'"):
+        run(tmp_path, "--key", "twice", "--yes")
+
+
+def test_a_request_that_is_not_here_is_told(held: Store, tmp_path: Path) -> None:
+    assert "Nothing of it is here" in run(tmp_path, "--request", "none")
+    assert json.loads(run(tmp_path, "--request", "none", "--json"))["rows"] == 0
+    assert texts(held) == ["text 0", "text 1", "text 2"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [(), ("--key", "k1", "--request", "r1"), ("--before", "yesterday"), ("--task", "none")]
+    "arguments",
+    [(), ("--key", "none"), ("--key", "k1", "--request", "r1"), ("--before", "yesterday"), ("--task", "none")],
 )
 def test_what_cannot_be_is_said(held: Store, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with pytest.raises(PuhuiError):

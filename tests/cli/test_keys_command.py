@@ -105,7 +105,7 @@ def test_changes_that_cannot_be(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no store"):
         run(tmp_path, "list")
-    for arguments in (("--scope", "root"), ("--requests", "0"), ("--days", "-1"), ("--keep", "all")):
+    for arguments in (("--scope", "root"), ("--requests", "0"), ("--days", "-1"), ("--keep", "all"), ("--model", "")):
         with pytest.raises(SettingsError):
             run(tmp_path, "new", "x", *arguments)
     run(tmp_path, "new", "twin")

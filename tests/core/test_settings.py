@@ -34,6 +34,13 @@ def test_audit_rates_that_cannot_be(name: str, value: float) -> None:
         AuditRate(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value", "why"), [("learning", 0.91, "0.9 at most"), ("steady", 1.0, "less than 1")])
+def test_a_rate_at_which_no_expert_could_come_is_refused(name: str, value: float, why: str) -> None:
+    with pytest.raises(errors.SettingsError, match=f"audit rate {name} is {value}, but .*{why}"):
+        AuditRate(**{name: value})
+    assert AuditRate(learning=0.9, probation=1.0, steady=0.99)
+
+
 def test_the_rate_falls_as_an_expert_proves_itself() -> None:
     rate = AuditRate(learning=0.3, probation=0.2, steady=0.1, probation_requests=10)
     assert [rate.at(served) for served in (None, 1, 9, 10, 10**6)] == [0.3, 0.2, 0.2, 0.1, 0.1]

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 import experts as sample
 from paged_node import ODD, Paged, paged_node
 from puhui.dashboard.pages import PAGES
+from puhui.store.tables import experts
 from serving import wait_until
 
 BUILD = Path(__file__).parents[2] / "build" / "screenshots"
@@ -275,6 +277,27 @@ def test_requests_flow(seen: Seen) -> None:
     assert seen.complaints() == []
 
 
+def test_requests_of_long_ago_are_not_shown_as_of_now(own: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.time
+    monkeypatch.setattr("puhui.gateway.live_feed.time.time", lambda: clock() + 70.0)
+    own.open("live")
+    own.wait("#flow tbody", own.node.expert[:12])
+    assert own.text("#now .figure") == "0"
+    assert own.complaints() == []
+
+
+def test_a_node_that_does_not_learn_says_so(own: Seen) -> None:
+    with own.node.store.begin() as connection:
+        connection.execute(update(experts).values(status="retired"))
+    wait_until(lambda: own.node.http.get("/puhui/state").json()["experts"] == [])
+    own.open("experts")
+    own.wait("#learning", "Not learned here", "told not to learn", "answers so far; this node does not learn")
+    assert "next attempt" not in own.text("#learning")
+    own.browser.get(f"{own.node.url}/device")
+    own.wait("#empty", "told not to learn", "answers so far; this node does not learn")
+    assert own.complaints() == []
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_playground(seen: Seen, streamed: bool) -> None:
     seen.open("playground")
@@ -333,6 +356,11 @@ def test_keys_from_the_first_to_the_last(own: Seen) -> None:
     own.click(f"[data-key='{ids['Support']}'] [data-do=change]")
     own.one("#limit-requests_per_minute").clear()
     own.one("#limit-money_per_day").send_keys("2.5")
+    own.one("#key-models").send_keys(" , ")
+    own.click("#edit button[type=submit]")
+    own.wait("#edit-wrong", "name no models")
+    assert len(own.complaints()) == 1  # that the node refused
+    own.one("#key-models").clear()
     own.click("#edit button[type=submit]")
     own.wait(f"[data-key='{ids['Support']}']", "Money a day: 2.5")
     assert "Requests a minute" not in own.text(f"[data-key='{ids['Support']}']")

@@ -27,7 +27,7 @@ from puhui.upstreams.upstream_settings import UpstreamSettings
 from serving import serving
 
 SELDOM = AuditRate(1e-9, 1e-9, 1e-9)
-ALWAYS = AuditRate(1.0, 1.0, 1.0)
+ALWAYS = AuditRate(0.9, 1.0, 0.9)
 
 
 class Stage:

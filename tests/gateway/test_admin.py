@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyed import Keyed, bearer, keyed, keyed_and_big
+from puhui.store.key_table import KeyTable
 from puhui.trust.api_keys import digest_of
-from serving import BigModel
+from serving import BigModel, wait_until
 
 PATH = "/puhui/v1/keys"
 
@@ -111,6 +112,7 @@ def test_rules_change_one_by_one(node: Keyed) -> None:
         b'{"name": "x", "rules": {"scopes": ["root"]}}',
         b'{"name": "x", "rules": {"scopes": ["admin"], "requests_per_minute": 0}}',
         b'{"name": "x", "rules": []}',
+        b'{"name": "x", "rules": {"scopes": ["admin"], "models": []}}',
         b'{"name": "\xff"}',
         b'{"name": "x", "rules": {"models": ["' + b"m" * 70_000 + b'"]}}',
     ],
@@ -120,6 +122,18 @@ def test_what_is_not_usable_is_said(empty: Keyed, body: bytes) -> None:
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert empty.http.get(PATH).json()["data"] == []
+
+
+def test_a_key_of_no_models_in_the_store_goes_on_with_any(node: Keyed) -> None:
+    """Such keys were made before an empty list was refused."""
+    owner, id = node.key(scopes=["admin"])
+    KeyTable(node.store).change(id, rules={"scopes": ["admin", "chat"], "models": []})
+    headers = bearer(owner)
+    wait_until(lambda: '"chat"' in node.http.get(PATH, headers=headers).text)
+    assert node.chat(owner).status_code == 200
+    changed = node.http.patch(f"{PATH}/{id}", json={"rules": {"models": []}}, headers=headers)
+    assert (changed.status_code, "no models" in changed.text) == (400, True)
+    assert node.http.patch(f"{PATH}/{id}", json={"rules": {"models": None}}, headers=headers).is_success
 
 
 JSON = st.recursive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -239,6 +240,16 @@ def test_no_bytes_are_a_fault(http: httpx.Client, rubbish: bytes, at: int, cut: 
     good = json.dumps(ASKED | {"user": "é", "temperature": 0.5}).encode()
     response = http.post("/v1/chat/completions", content=good[:at] + rubbish + good[at + cut :])
     assert response.status_code in (200, 400)
+
+
+def test_a_packed_body_is_refused_by_the_name_of_its_packing(http: httpx.Client) -> None:
+    packed = gzip.compress(json.dumps(ASKED).encode())
+    refused = http.post("/v1/chat/completions", content=packed, headers={"content-encoding": "gzip"})
+    assert refused.status_code == 415
+    assert "'gzip'" in error_of(refused)["message"]
+    assert refused.headers["accept-encoding"] == "identity"
+    plain = http.post("/v1/chat/completions", json=ASKED, headers={"content-encoding": "Identity"})
+    assert plain.status_code == 200
 
 
 @settings(max_examples=60)

@@ -26,7 +26,7 @@ from puhui.store.database import open_store, sqlite_url
 from puhui.trust.keys import load_or_create_key
 from puhui.upstreams.upstream_settings import UpstreamSettings
 from real_nodes import rows
-from serving import BigModel, serving, stream_of, wait_until
+from serving import BigModel, head_of, raw_server, says, serving, stream_of, wait_until
 
 GROUP = group_key("puhui", "", "context", sample.SYSTEM)
 KNOWN, UNKNOWN = "about my balance and cash or the bank number 7", "zzz"
@@ -63,7 +63,7 @@ def node(
         folder=folder,
         learn=False,
         access_log=False,
-        audit_rate=AuditRate(learning=rate, probation=rate, steady=rate),
+        audit_rate=AuditRate(learning=1e-9, probation=rate, steady=1e-9),
     )
     if expert:
         store = open_store(settings.store)
@@ -115,6 +115,17 @@ def test_what_a_request_needs_is_refused_only_where_the_expert_is_not_sure(tmp_p
     found = rows(tmp_path)
     assert [row.status for row in found] == [200, 422] * 3 + [200]
     assert "may not leave this node" in found[1].note
+
+
+def test_an_answer_that_costs_its_electricity_is_not_free(tmp_path: Path, big: BigModel) -> None:
+    with node(tmp_path, upstream(big.url)) as http:
+        assert ask(http).json()["puhui"]["cost"] > 0.0
+        refused = ask(http, headers={"x-puhui-max-cost": "0"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "max_cost")
+        assert ask(http, headers={"x-puhui-max-cost": "0.01"}).status_code == 200
+    with node(tmp_path / "far", upstream(big.url, site=False)) as http:
+        refused = ask(http, headers={"x-puhui-max-cost": "5"})
+        assert (refused.status_code, "no price for" in refused.json()["error"]["message"]) == (422, True)
 
 
 def test_what_is_passed_on_costs_what_its_upstream_takes(tmp_path: Path) -> None:
@@ -206,6 +217,14 @@ def test_headers_of_the_big_models_reply_that_clients_read_come_back(tmp_path: P
     assert reply.headers["x-puhui-by"] == "big:big"
     assert not {"set-cookie", "keep-alive", "strict-transport-security", "openai-version"} & set(reply.headers)
     assert len(reply.headers.get_list("x-request-id")) == len(reply.headers.get_list("x-puhui-by")) == 1
+
+
+def test_a_stream_that_an_error_of_the_upstream_ends_has_its_words(tmp_path: Path) -> None:
+    said = {"message": "context length exceeded", "type": "invalid_request_error", "code": "context_length_exceeded"}
+    events = [*list(stream_of("hi"))[:2], b"data: " + json.dumps({"error": said}).encode() + b"\n\n"]
+    with raw_server(says(*events, head=head_of("text/event-stream"))) as url, node(tmp_path, upstream(url)) as http:
+        *_, last, _ = ask(http, stream=True).text.split("\n\n")
+    assert json.loads(last.removeprefix("data: ")) == {"error": said | {"param": None}}
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event(tmp_path: Path) -> None:

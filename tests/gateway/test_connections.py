@@ -10,14 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from puhui.gateway import connections
 from puhui.gateway.admission import Gate, add_gate
@@ -385,3 +385,28 @@ def test_requests_sent_ahead_wait_for_their_turn(full: tuple[int, Gate, threadin
         found += connection.recv(65536)
     connection.close()
     assert gate.refused == 0
+
+
+def test_the_first_of_several_is_told_that_its_connection_is_closed() -> None:
+    """It would write to a closed connection, which looks like a fault of the node's own."""
+    faults: list[BaseException] = []
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await asyncio.to_thread(release.wait, 10.0)
+        try:
+            await PlainTextResponse("here")(scope, receive, send)
+        except RuntimeError as error:
+            faults.append(error)
+        finally:
+            ended.set()
+
+    with bounded(Starlette(routes=[Mount("/", slow)])) as port:
+        connection = opened(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 5 + b"rubbish\r\n\r\n")
+        assert begun.wait(10.0)
+        assert all_of(connection).startswith(b"HTTP/1.1 400 ")
+        threading.Event().wait(0.2)
+        release.set()
+        assert ended.wait(10.0)
+    assert faults == []

@@ -204,7 +204,7 @@ def test_a_file_that_was_changed_on_the_disk_is_not_given_out(own_node: Served) 
 def test_how_far_learning_is(tmp_path: Path, big: BigModel) -> None:
     big.rule = sample.subject_of
     with serving(node_app(app_settings(tmp_path, big.url))) as url, httpx.Client(base_url=url) as http:
-        assert http.get("/device/experts").json() == {"experts": [], "learning": []}
+        assert http.get("/device/experts").json() == {"experts": [], "learns": False, "learning": []}
         for question in sample.questions(7):
             asked = [{"role": "system", "content": sample.SYSTEM}, {"role": "user", "content": question}]
             assert http.post("/v1/chat/completions", json={"model": "m", "messages": asked}).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -66,6 +67,16 @@ def test_a_shelf_is_bounded_and_says_what_fell_off() -> None:
     assert (len(found["events"]), found["skipped"]) == (SHELF, 10_000 - SHELF)
     assert found["events"][-1]["id"] == "req_9999"
     assert len(taken(one.add().take())["events"]) == LATEST  # who comes later sees the latest few
+
+
+def test_each_batch_has_the_nodes_time_and_not_that_of_its_latest_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = feed()
+    one(served(1))
+    later = time.time() + 70.0
+    monkeypatch.setattr(live_feed.time, "time", lambda: later)
+    found = taken(one.add().take())
+    assert found["now"] == later
+    assert found["events"][-1]["at"] < later - 60.0
 
 
 async def test_a_stream_ends_with_its_reader() -> None:

@@ -88,7 +88,12 @@ def test_headers_that_cannot_be(header: str, value: str) -> None:
 
 def test_null_is_no_word() -> None:
     assert read(puhui=None).needs == Needs()
-    assert read(puhui={"needs": {"latency_ms": None}}).needs == Needs()
+    assert read(puhui={"needs": None, "keep": None}).needs == Needs()
+    for name in Needs.__struct_fields__:
+        assert read(puhui={"needs": {name: None}}).needs == Needs()
+    assert read({"x-puhui-quality": "0.5"}, puhui={"needs": {"quality": None}}).needs == Needs(quality=0.5)
+    with pytest.raises(InvalidRequest, match="qualty"):
+        read(puhui={"needs": {"qualty": None}})
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,9 @@ def test_a_stream_that_is_cut_ends_with_an_error(
         assert json.loads(last.removeprefix("data:"))["error"]["code"] == "upstream_failed"
     (row,) = rows(tmp_path)
     assert row.status == status
-    assert row.completion_tokens == (4 if COMPLETED in end else 0)
+    # What a stream that was cut has used is estimated: a token for each event that came, and the prompt.
+    assert row.completion_tokens == (4 if COMPLETED in end else 0 if status == 200 else 1 + end.count(b"\n\n"))
+    assert row.prompt_tokens > 0
 
 
 def test_a_cut_stream_is_an_error_of_the_official_client(tmp_path: Path) -> None:

@@ -41,7 +41,15 @@ def test_a_request_is_forgotten_while_the_node_runs(big: BigModel, tmp_path: Pat
                 assert refused.status_code == 400
                 assert refused.json()["error"]["type"] == "invalid_request_error"
         assert client.delete("/puhui/v1/traces", params={"before": "soon"}).status_code == 400
-        assert client.delete("/puhui/v1/traces", params={"task": "none"}).status_code == 404
+        for unknown in ({"task": "none"}, {"key": "none"}):
+            for method in ("GET", "DELETE"):
+                refused = client.request(method, "/puhui/v1/traces", params=unknown)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (404, None)
+                assert "'none'" in refused.json()["error"]["message"]
+        made = client.post("/puhui/v1/keys", json={"name": "owner", "rules": {"scopes": ["admin"]}}).json()
+        headers = {"authorization": f"Bearer {made['key']}"}
+        of_key = client.get("/puhui/v1/traces", params={"key": made["id"]}, headers=headers)
+        assert (of_key.status_code, of_key.json()["rows"]) == (200, 0)
     store = open_store(url)
     with store.begin() as connection:
         rows = connection.execute(select(experience.c.id, experience.c.input).order_by(experience.c.number)).all()

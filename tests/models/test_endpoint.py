@@ -174,7 +174,7 @@ async def test_what_cannot_be_forwarded() -> None:
         b'{"choices": []}',
         b'{"choices": null}',
         b'{"choices": [{"message": {"content": 5}}]}',
-        b'{"error": {"message": "no"}}',
+        b'{"error": null}',
         b'{"choices": [{"message": {"content": "\xff"}}]}',
         b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         whole("hello")[:-20],
@@ -219,7 +219,6 @@ def half_streams() -> Iterator[tuple[str, list[bytes]]]:
     yield "half an event", [*events[:2], events[2][:20]]
     yield "no finish", [events[1], DONE]
     yield "rubbish", [events[1], b"data: {oops\n\n", DONE]
-    yield "an error", [events[1], b'data: {"error": {"message": "overloaded"}}\n\n', DONE]
 
 
 @pytest.mark.parametrize(("name", "events"), list(half_streams()), ids=lambda v: v if isinstance(v, str) else "")
@@ -234,6 +233,58 @@ async def test_half_a_stream(name: str, events: list[bytes]) -> None:
                     seen.append(piece)
     assert DONE not in seen
     assert bool(seen) == (name != "nothing")
+
+
+TOO_LONG = {"message": "context length exceeded: hunter2", "type": "invalid_request_error", "code": "too_long"}
+ERRORS: list[tuple[Any, int]] = [(TOO_LONG, 400), ({"message": "slow down", "code": 429}, 429), ("overloaded", 502)]
+
+
+def an_error(error: Any, **more: Any) -> bytes:
+    return msgspec.json.encode({"error": error} | more)
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+@pytest.mark.parametrize("more", [{}, {"object": "error", "choices": []}], ids=["alone", "with choices"])
+@pytest.mark.parametrize("asked", ["chat", "stream", "stream gets JSON", "embeddings", "responses"])
+async def test_an_error_in_place_of_an_answer_is_a_refusal(
+    error: Any, status: int, more: dict[str, Any], asked: str
+) -> None:
+    body = an_error(error, **more)
+    reply = says(head_of(length=len(body)), body)
+    if asked in ("stream", "responses"):
+        reply = says(b"event: error\r\ndata: " + body + b"\r\n\r\n", DONE, head=head_of("text/event-stream"))
+    with raw_server(reply) as url:
+        async with endpoint(url) as big:
+            request = ask(stream="stream" in asked or asked == "responses")
+            with pytest.raises(UpstreamRefused) as caught:
+                await (big.forward(f"/{asked}", request) if asked in ("embeddings", "responses") else big(request))
+    assert caught.value.status == status
+    assert msgspec.json.decode(caught.value.body) == {"error": error}
+    assert "hunter2" not in str(caught.value), "messages are logged"
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+@pytest.mark.parametrize("more", [{}, {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}]}])
+async def test_a_stream_that_an_error_ends(error: Any, status: int, more: dict[str, Any]) -> None:
+    events = [*list(stream_of("hi"))[:2], b"data: " + an_error(error, **more) + b"\n\n", DONE]
+    seen: list[bytes] = []
+    with raw_server(says(*events, head=head_of("text/event-stream"))) as url:
+        async with endpoint(url) as big:
+            found = await big(ask(stream=True))
+            assert found.pieces is not None
+            with pytest.raises(UpstreamRefused) as caught:  # noqa: PT012 - what came before it counts
+                async for piece in found.pieces:
+                    seen.append(piece)
+    assert seen == events[:2]
+    assert (caught.value.status, msgspec.json.decode(caught.value.body)) == (status, {"error": error})
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_failed_response_is_passed_on_as_it_is() -> None:
+    body = b'{"object":"response","status":"failed","error":{"code":"server_error","message":"no"},"output":[]}'
+    with raw_server(says(head_of(length=len(body)), body)) as url:
+        async with endpoint(url) as big:
+            assert (await big.forward("/responses", ask())).body == body
 
 
 async def test_a_stream_whose_end_has_no_blank_line() -> None:

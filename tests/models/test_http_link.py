@@ -8,6 +8,7 @@ import gzip
 import json
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,6 +75,43 @@ async def test_bytes_that_come_for_ever_are_too_late_in_the_end(streaming: bool)
         with pytest.raises(UpstreamError):  # a request may be in more of a hurry than the settings
             await (stream(url, hurried) if streaming else answer(url, hurried))
         assert 0.1 < time.perf_counter() - started < 1.0
+
+
+def breaks_a_chunk(first: bytes, *, content_type: str, wait_s: float = 0.1) -> Callable[[socket.socket], None]:
+    head = head_of(content_type).replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n")
+    return says(b"%x\r\n%s\r\n" % (len(first), first), b"XYZ\r\n", head=head, pause_s=wait_s)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("forwarded", [False, True])
+async def test_a_chunk_that_is_broken_is_an_error_soon(streaming: bool, forwarded: bool) -> None:
+    begun, kind = (chunk({"content": "a"}), "text/event-stream") if streaming else (b'{"choices":', "application/json")
+    started = time.perf_counter()
+    with raw_server(breaks_a_chunk(begun, content_type=kind)) as url:
+        async with endpoint(url, timeouts=Timeouts(first_token_s=5.0, whole_s=5.0)) as big:
+            with pytest.raises(UpstreamGarbled, match="closed in the middle"):  # noqa: PT012 - or while it is read
+                request = ask(stream=streaming)
+                reply = await (big.forward("/responses", request) if forwarded else big(request))
+                assert reply.pieces is not None
+                assert [piece async for piece in reply.pieces]
+    assert time.perf_counter() - started < 3.0
+
+
+async def test_a_chunk_that_breaks_while_nobody_reads_is_an_error_too() -> None:
+    broken = breaks_a_chunk(chunk({"content": "a"}), content_type="text/event-stream", wait_s=0.05)
+    with raw_server(broken) as url:
+        async with endpoint(url) as big:
+            found = await big(ask(stream=True))
+            await asyncio.sleep(0.3)
+            assert found.pieces is not None
+            with pytest.raises(UpstreamGarbled, match="broke off its stream: Connection closed"):
+                assert [piece async for piece in found.pieces]
+
+
+async def test_what_broke_a_stream_off_is_always_named() -> None:
+    dripping = says(*[chunk({"content": "a"})] * 20, head=head_of("text/event-stream"), pause_s=0.05)
+    with raw_server(dripping) as url, pytest.raises(UpstreamGarbled, match="broke off its stream: TimeoutError"):
+        await stream(url, timeouts=Timeouts(whole_s=0.3))
 
 
 async def test_headers_without_a_first_event_are_no_answer() -> None:
@@ -270,6 +308,20 @@ async def test_an_upstreams_words_do_not_hold_the_nodes_own_key(words: str, stre
         await answer(url, ask(stream=streaming), key=KEY)
     assert b"***" in caught.value.body
     assert b"0123456789" not in caught.value.body
+
+
+@pytest.mark.parametrize("events", [0, 2], ids=["at once", "later"])
+async def test_an_error_event_does_not_hold_the_nodes_own_key(events: int) -> None:
+    for code in ("no_such_key", KEY, "sk-plain0123456789"):
+        said = b"data: " + json.dumps({"error": {"message": f"wrong: {KEY}", "code": code}}).encode() + b"\n\n"
+        with (
+            raw_server(says(*list(stream_of("hi"))[:events], said, head=head_of("text/event-stream"))) as url,
+            pytest.raises(UpstreamRefused) as caught,
+        ):
+            await stream(url, key=KEY if code == KEY else "sk-plain0123456789")
+        assert (b"***" in caught.value.body) == (code != "no_such_key")
+        assert code == "no_such_key" or "0123456789" not in str(caught.value)
+        assert code != KEY or b"0123456789" not in caught.value.body
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puhui.models.wire import decode_completion, event_data, split_events, usage_of
+from puhui.models.wire import decode_completion, error_in, event_data, split_events, status_in, usage_of
 from serving import chunk, stream_of
 
 WHOLE = b"".join([*stream_of("日本 and 😀"), b": keep-alive\n\n", b"event: x\ndata: 1\ndata: 2\n\n"])
@@ -68,6 +70,19 @@ def test_a_last_event_without_its_end_is_given_where_it_is_whole(rest: bytes) ->
     assert last == rest.strip() + b"\n\n"
 
 
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_a_long_event_takes_time_in_proportion(line_end: bytes) -> None:
+    def seconds(pieces: int) -> float:
+        started = time.process_time()
+        (event,) = split([b"data: ", *[b"x" * 65_536] * pieces, line_end * 2], limit=1 << 30)
+        assert len(event) == 65_536 * pieces + 8
+        return time.process_time() - started
+
+    seconds(16)
+    assert seconds(512) < 40 * max(seconds(64), 0.002)  # looked through again for each piece it would be 64 times
+    assert seconds(512) < 1.0
+
+
 def test_an_event_without_end() -> None:
     with pytest.raises(ValueError, match="more than 100 bytes"):
         split([b"data: " + b"x" * 60, b"x" * 60], limit=100)
@@ -103,6 +118,46 @@ def test_token_counts_of_all_kinds(usage: str, tokens: tuple[int, int]) -> None:
     found = usage_of(decode_completion(f'{{"choices": [], "usage": {usage}}}'.encode()), 1.5)
     assert (found.prompt_tokens, found.completion_tokens) == tokens
     assert found.seconds == 1.5
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"error": {"message": "no"}}', {"message": "no"}),
+        (b'{"error": "no", "choices": []}', "no"),
+        (b'{"error": {"message": "no"}, "choices": null, "object": "error"}', {"message": "no"}),
+        (b'{"error": null}', None),
+        (b'{"error": {}}', None),
+        (b'{"error": {"code": 0}, "data": []}', None),
+        (b'{"error": {"code": "x"}, "output": [], "status": "failed"}', None),
+        (b'{"error": {"code": "x"}, "choices": [{}]}', None),
+        (b'["error"]', None),
+        (b'{"error": "\xff"}', None),
+        (b"{}", None),
+    ],
+)
+def test_an_error_in_the_place_of_an_answer(body: bytes, error: Any) -> None:
+    assert error_in(body) == error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("no", 502),
+        ({"message": "no"}, 502),
+        ({"code": 404}, 404),
+        ({"code": 529, "type": "invalid_request_error"}, 529),
+        ({"code": 200}, 502),
+        ({"code": True}, 502),
+        ({"code": "context_length_exceeded", "type": "invalid_request_error"}, 400),
+        ({"code": "rate_limit_exceeded", "type": "tokens"}, 429),
+        ({"type": "rate_limit_error"}, 429),
+        ({"type": "insufficient_quota"}, 429),
+        ({"type": ["odd"], "code": {"odd": 1}}, 502),
+    ],
+)
+def test_the_status_that_fits_an_error(error: Any, status: int) -> None:
+    assert status_in(error) == status
 
 
 def test_the_report_of_another_node_is_read() -> None:

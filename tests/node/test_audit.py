@@ -11,9 +11,10 @@ from sqlalchemy import select
 import experts as sample
 from nodes_made import ALWAYS, NOWHERE, QUESTIONS, ask, group, node, remembered, rows, until
 from puhui.core.answer import Answer
-from puhui.core.errors import StoreError, UpstreamRefused
+from puhui.core.errors import StoreError, UpstreamDenied, UpstreamError, UpstreamGarbled, UpstreamRefused
 from puhui.core.request import Request
 from puhui.core.settings import AuditRate
+from puhui.node.forwarding import status_of
 from puhui.node.node import Node
 from puhui.node.roster import Roster
 from puhui.store.database import Store
@@ -184,6 +185,60 @@ async def test_an_audit_that_the_big_model_refuses_is_given_up(
         assert served.roster.experts[0].watch.observations == 0
     assert rows(store, "audit")[0].status == 400
     assert remembered(store)[0].body is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamRefused("no such key", status=401, body=b""),
+        UpstreamRefused("an error of its own", status=500, body=b""),
+        UpstreamGarbled("rubbish"),
+    ],
+    ids=["key", "status", "rubbish"],
+)
+async def test_an_audit_that_never_succeeds_does_not_blind_the_watch(
+    store: Store, key: SigningKey, tmp_path: Path, error: UpstreamError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puhui.node.audit.RETRY_AFTER_S", 0.001)
+    sample.promote(store, tmp_path, key, group())
+
+    async def big(request: Request) -> Answer:
+        if request.messages[-1].text == QUESTIONS[0]:
+            raise error
+        return Answer(by="big:m", text="something new")
+
+    async with Node(store, big, Roster(store, {key.public}), audit_rate=ALWAYS, seed=1) as served:
+        for question in QUESTIONS[:60]:
+            await served(ask(question))
+        await until(lambda: not served.audits_due)
+        await until(lambda: not served.roster.experts)  # the others' losses were told
+    given_up = [row for row in rows(store, "audit") if row.status != 200]
+    assert [row.status for row in given_up] == [status_of(error)]
+    assert remembered(store)[0].body is None
+
+
+@pytest.mark.parametrize("status", [503, 429, 401])
+async def test_while_the_big_model_is_away_no_audit_is_given_up(
+    store: Store, key: SigningKey, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puhui.node.audit.RETRY_AFTER_S", 0.001)
+    sample.promote(store, tmp_path, key, group())
+    asked = 0
+
+    async def big(request: Request) -> Answer:
+        nonlocal asked
+        asked += 1
+        if asked <= 100:
+            kind = UpstreamDenied if status == 401 else UpstreamRefused  # the node's own key, to be put right
+            raise kind("not now", status=status, body=b"")
+        return Answer(by="big:m", text=sample.subject_of(request.messages[-1].text or ""))
+
+    async with Node(store, big, Roster(store, {key.public}), audit_rate=ALWAYS, seed=1) as served:
+        for question in QUESTIONS[:10]:
+            await served(ask(question))
+        await until(lambda: not served.audits_due)
+        assert served.roster.experts[0].watch.observations == 10
+    assert asked == 110
 
 
 async def test_the_watch_after_a_restart_is_as_before(

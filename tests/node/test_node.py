@@ -13,6 +13,7 @@ import experts as sample
 from nodes_made import ALWAYS, DONE, NOWHERE, QUESTIONS, ask, group, node, pieces_of, remembered, rows, until
 from puhui.core.errors import StoreError, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamUnavailable
 from puhui.energy.power import estimate_remote_joules
+from puhui.node.by_hand import put_back, take_out
 from puhui.store.database import Store
 from puhui.store.tables import contexts, experts
 from puhui.trust.keys import SigningKey, load_or_create_key
@@ -111,7 +112,9 @@ async def test_half_a_stream_is_a_failure(store: Store, key: SigningKey) -> None
             answer = await served(ask(QUESTIONS[0], stream=True))
             with pytest.raises(UpstreamGarbled):
                 await pieces_of(answer)
-            assert [row.status for row in rows(store, "request")] == [502]
+            (row,) = rows(store, "request")
+            assert (row.status, row.completion_tokens) == (502, 1)
+            assert row.prompt_tokens > 0, "the big model has read it, and its bill comes all the same"
 
 
 async def test_a_client_that_leaves_a_stream_is_in_the_ledger_once(
@@ -255,6 +258,21 @@ async def test_a_new_expert_is_taken_up_while_serving(
         expert, _, _ = sample.promote(store, tmp_path, key, group())
         await until(lambda: served.roster.experts)
         assert (await served(ask(QUESTIONS[0]))).expert == expert
+
+
+async def test_what_one_node_takes_out_another_puts_back(
+    store: Store, big: BigModel, key: SigningKey, tmp_path: Path
+) -> None:
+    expert, _, _ = sample.promote(store, tmp_path, key, group())
+    async with node(store, big.url, key) as one, node(store, big.url, key) as other:
+        assert one.roster.take(expert) is not None
+        assert take_out(store, expert, "test")
+        await until(lambda: not other.roster.experts)
+        await one.read_roster()
+        assert put_back(store, other.roster, expert, "test") is None
+        for served in (one, other):
+            await until(lambda served=served: served.roster.experts)
+            assert (await served(ask(QUESTIONS[0]))).expert == expert
 
 
 @pytest.mark.parametrize("name", ["expert.json", "signature.json", "static.json", "weights.safetensors"])

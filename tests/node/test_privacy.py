@@ -32,7 +32,7 @@ from puhui.store.write_ahead import empty_log
 from puhui.trust.keys import SigningKey, load_or_create_key
 from serving import BigModel, wait_until
 
-ALWAYS, NEVER = AuditRate(1.0, 1.0, 1.0), AuditRate(1e-9, 1e-9, 1e-9)
+ALWAYS, NEVER = AuditRate(0.9, 1.0, 0.9), AuditRate(1e-9, 1e-9, 1e-9)
 QUESTIONS = sample.questions(40, seed=5)
 MAIL = "zhang.wei@example.cn"
 

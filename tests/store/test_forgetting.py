@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import func, insert, select
 from puhui.core.errors import SettingsError, UnknownModel
 from puhui.store.database import Store, open_store, sqlite_url
 from puhui.store.forgetting import FORGOTTEN, Wanted, find_traces, forget
-from puhui.store.tables import contexts, experience, experts, ledger, tasks
+from puhui.store.tables import contexts, experience, experts, keys, ledger, tasks
 
 NOW = 10_000.0
 
@@ -24,7 +25,9 @@ def fill(store: Store, count: int = 60) -> None:
     task = {"model": "m", "prefix": "", "suffix": "", "created": 0.0, "state": {}}
     expert = {"status": "active", "folder": "f", "threshold": 0.5, "coverage": 0.5, "risk_bound": 0.01}
     expert |= {"epsilon": 0.02, "delta": 0.05}
+    key = {"digest": "", "created": 0.0, "rules": {}}
     with store.begin() as connection:
+        connection.execute(insert(keys), [key | {"id": id, "name": id, "digest": id} for id in ("k1", "k2")])
         for name in ("a", "b"):
             connection.execute(insert(contexts), {"group": f"g{name}", "model": "m", "text": f"prompt of {name}"})
             connection.execute(insert(tasks), task | {"id": f"t{name}", "name": f"task {name}", "group": f"g{name}"})
@@ -146,6 +149,9 @@ def test_exactly_one_thing_is_forgotten(given: dict[str, str]) -> None:
 def test_a_task_that_is_not_there(store: Store) -> None:
     with pytest.raises(UnknownModel, match="no task 'x'"):
         find_traces(store, Wanted(task="x"))
+    for look in (find_traces, partial(forget, now=NOW)):
+        with pytest.raises(UnknownModel, match="no key has the id 'x'"):
+            look(store, Wanted(key="x"))
 
 
 KILLED = """

@@ -75,6 +75,7 @@ def test_scopes() -> None:
         {"share": "yes"},
         {"share": True, "inherit": True},
         {"models": "gpt"},
+        {"models": []},
         {"models": [""]},
         {"models": ["x" * 201]},
         {"request_per_minute": 3},

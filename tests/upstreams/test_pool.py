@@ -37,7 +37,7 @@ from puhui.upstreams.pool import Pool
 from puhui.upstreams.recent import SORT_EVERY
 from puhui.upstreams.retry import RetryPolicy
 from puhui.upstreams.upstream_settings import UpstreamSettings
-from serving import BigModel, serving
+from serving import BigModel, head_of, raw_server, says, serving
 
 QUICK = RetryPolicy(base_s=0.01, longest_s=2.0)
 
@@ -230,6 +230,14 @@ async def test_refusals_and_hurries_of_callers_break_nothing() -> None:
         assert opened.state()[0]["breaker"] == "closed"
 
 
+async def test_audits_that_fail_again_and_again_stop_nobody() -> None:
+    async with pool(Moody(then=500), retries=0) as opened:
+        for _ in range(3 * LEAST_FAILURES):
+            with pytest.raises(UpstreamRefused):
+                await opened(msgspec.structs.replace(ask(), awaited=False))
+        assert opened.state()[0]["breaker"] == "closed"
+
+
 async def test_a_client_that_goes_away_while_it_tries_blocks_nobody() -> None:
     clock, big = Clock(), Moody(*[500] * LEAST_FAILURES, 5.0)
     async with pool(big, retries=0, clock=clock) as opened:
@@ -341,6 +349,53 @@ async def test_the_one_that_is_given_up_wants_its_money_for_the_prompt(stream: b
     assert used.cost == pytest.approx(11 * 2 + 3 * 3 + 11 * 1)
     assert used.energy.joules > estimate_remote_joules(11, 3).joules
     assert not used.energy.measured
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_seconds_are_those_that_the_caller_waits(stream: bool) -> None:
+    slow = {"first_token_s": 0.5, "retries": 0}
+    async with pool(Moody(then=3.0), Moody(), more=(slow, {"rank": 1})) as opened:
+        answer = await opened(ask(stream=stream))
+        if answer.pieces is not None:
+            await read_out(answer)
+        alone = await opened(ask(model="m1", stream=stream))
+        if alone.pieces is not None:
+            await read_out(alone)
+    assert answer.by == "big:m1"
+    assert 0.5 <= answer.usage.seconds < 2.0
+    assert answer.usage.completion_tokens == 3
+    assert alone.usage.seconds < 0.4
+
+
+async def test_the_seconds_of_a_hedged_request_are_those_of_both() -> None:
+    async with pool(Moody(then=3.0), Moody(), more=RANKS) as opened:
+        answer = await opened(ask(needs=Needs(latency_ms=1_000.0)))
+    assert answer.by == "big:m1"
+    assert 0.5 <= answer.usage.seconds < 1.0
+
+
+@pytest.mark.parametrize(
+    ("error", "by"),
+    [
+        ({"message": "slow down", "type": "rate_limit_error"}, "big:m1"),
+        ({"message": "too long", "type": "invalid_request_error"}, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_with_status_200_is_a_refusal_like_others(error: Any, by: str | None, stream: bool) -> None:
+    said = msgspec.json.encode({"error": error})
+    reply = says(head_of(length=len(said)), said)
+    if stream:
+        reply = says(b"data: " + said + b"\n\n", head=head_of("text/event-stream"))
+    with raw_server(reply) as url:
+        async with pool(url, Moody(), more=({"retries": 0}, {"rank": 1})) as opened:
+            if by is not None:
+                answer = await opened(ask(stream=stream))
+                assert answer.by == by
+                return
+            with pytest.raises(UpstreamRefused) as caught:
+                await opened(ask(stream=stream))
+            assert (caught.value.status, caught.value.body) == (400, said)
 
 
 async def test_without_a_hurry_nobody_is_asked_twice() -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from upstreams_made import ask
 
+from puhui.core.answer import Usage
 from puhui.core.errors import NeedsUnmet, SettingsError
 from puhui.core.request import Needs, Request
 from puhui.core.settings import Tariff
-from puhui.upstreams.suitable import MOST_TOKENS, TOKENS_IF_UNSAID, expected_tokens, suitable
+from puhui.energy.power import estimate_remote_joules
+from puhui.energy.tariff import price_usage
+from puhui.upstreams.suitable import MOST_TOKENS, TOKENS_IF_UNSAID, cost_of, expected_tokens, suitable
 from puhui.upstreams.upstream import Upstream
 from puhui.upstreams.upstream_settings import UpstreamSettings, is_on_site
 
@@ -92,10 +95,29 @@ def test_a_request_that_may_not_cost_more() -> None:
     assert chosen(everyone, asked(1.0), tariff) == everyone
     assert chosen(everyone, asked(0.06), tariff) == [cheap, by_tariff, free]
     assert chosen(everyone, asked(0.02), tariff) == [cheap, free]
-    assert chosen(everyone, asked(0.0), tariff) == [free]
+    assert chosen(everyone, asked(0.001), tariff) == [free]
     with pytest.raises(NeedsUnmet, match=r"0\.001 EUR at most, and the cheapest .* up to 0\.01") as caught:
         chosen([dear, cheap], asked(0.001), tariff)
     assert caught.value.need == "max_cost"
+
+
+def test_what_has_no_price_costs_its_electricity_and_elsewhere_nobody_knows_what() -> None:
+    near, far, free = upstream(NEAR), upstream(), upstream(price_in=0.0, price_out=0.0)
+
+    def asked(most: float) -> Request:
+        return ask(needs=Needs(max_cost=most), max_tokens=1_000)
+
+    cost = cost_of(near, 20, 1_000, Tariff())
+    usage = Usage(prompt_tokens=20, completion_tokens=1_000, energy=estimate_remote_joules(20, 1_000))
+    assert cost == cost_of(free, 20, 1_000, Tariff()) == price_usage(usage, Tariff()).cost > 0.0
+    assert chosen([near, far, free], asked(0.001)) == [near, free]
+    assert chosen([far], asked(1.0), Tariff(price_out=1.0)) == [far]
+    with pytest.raises(NeedsUnmet, match="electricity"):
+        chosen([near, far, free], asked(0.0))
+    with pytest.raises(NeedsUnmet, match=r"no price for https://api\.example\.com/v1; .* price_in") as caught:
+        chosen([far], asked(1.0))
+    assert caught.value.need == "max_cost"
+    assert chosen([near], asked(0.0), Tariff(price_per_kwh=0.0)) == [near]
 
 
 @pytest.mark.parametrize("stream", [False, True])

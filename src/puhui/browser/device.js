@@ -9,7 +9,9 @@ const WORDS = {
     again: "Try again", expert: "Expert", text: "Your text", write: "Write something",
     emptyTitle: "No expert is in place yet",
     emptyText: "Puhui learns one from the big model's answers. Send it traffic; this page looks again by itself.",
+    emptyForGood: "This node was told not to learn any (--no-learn). This page looks again by itself.",
     progress: (answers, needed) => `${answers} answers so far; the next attempt is at ${needed}`,
+    noLearning: (answers) => `${answers} answers so far; this node does not learn`,
     loading: "Loading the expert…", looking: "Asking the node…", online: "Online", ready: "Works offline",
     away: "Offline, still answering", gone: "Node out of reach, still answering",
     cannot: "Needs the network here (no https)",
@@ -35,7 +37,9 @@ const WORDS = {
     again: "重试", expert: "专家", text: "您的文字", write: "写点什么",
     emptyTitle: "还没有专家上岗",
     emptyText: "普慧会从大模型的回答中学出专家。让流量经过它即可，本页会自动再查看。",
+    emptyForGood: "本节点被设为不学习专家（--no-learn）。本页会自动再查看。",
     progress: (answers, needed) => `已有 ${answers} 个回答，到 ${needed} 个时再次尝试`,
+    noLearning: (answers) => `已有 ${answers} 个回答；本节点不学习`,
     loading: "正在载入专家…", looking: "正在询问节点…", online: "在线", ready: "可离线使用",
     away: "已离线，照常回答", gone: "节点无法连接，照常回答", cannot: "此处需要网络（没有 https）",
     here: "由本机回答", big: "把握不足：会去问大模型",
@@ -86,10 +90,10 @@ async function look() {
     const response = await fetch("device/experts", { cache: "no-cache" });
     if (!response.ok) throw new Error(`status ${response.status}`);
     stale = response.headers.has("x-puhui-kept");
-    const { experts: found, learning } = await response.json();
+    const { experts: found, learns = true, learning } = await response.json();
     experts = found;
     if (trouble?.kind === "unreachable") trouble = null;
-    showLearning(learning);
+    showLearning(learns, learning);
     if (!stale) await forget();
   } catch {
     stale = true;
@@ -202,14 +206,15 @@ function showFacts(words) {
   }));
 }
 
-function showLearning(learning) {
+function showLearning(learns, learning) {
+  by("empty-text").dataset.say = learns ? "emptyText" : "emptyForGood";
   by("learning").replaceChildren(...learning.map(({ task, answers, needed }) => {
     const [item, bar, line] = ["li", "progress", "span"].map((tag) => document.createElement(tag));
     [bar.max, bar.value] = [needed, Math.min(answers, needed)];
     bar.setAttribute("aria-label", task);
     line.className = "small";
-    line.textContent = say().progress(answers, needed);
-    item.append(task, bar, line);
+    line.textContent = say()[learns ? "progress" : "noLearning"](answers, needed);
+    item.append(task, ...(learns ? [bar] : []), line);
     return item;
   }));
 }

@@ -213,13 +213,22 @@ def _table(store: str | None, data_dir: Path | None, *, create: bool = False) ->
         opened.close()
 
 
-def _find(ring: KeyRing, named: str) -> ApiKey:
+def find_keys(ring: KeyRing, named: str) -> list[ApiKey]:
+    """The keys whose id begins so; without any, those of that name."""
     found = [key for key in ring.keys if named and key.id.startswith(named)]
-    found = found or [key for key in ring.keys if key.name == named]
+    return found or [key for key in ring.keys if key.name == named]
+
+
+def one_of(found: list[ApiKey], named: str) -> ApiKey:
+    """The one that was found. Raises `UnknownModel` where there is none, or several."""
     if len(found) != 1:
         what = "no key has the id or name" if not found else f"{len(found)} keys have the id or name"
         raise UnknownModel(f"{what} {named!r}; `puhui keys list` shows them")
     return found[0]
+
+
+def _find(ring: KeyRing, named: str) -> ApiKey:
+    return one_of(find_keys(ring, named), named)
 
 
 def _shown(key: ApiKey, allowances: Allowances) -> dict[str, Any]:

@@ -289,6 +289,7 @@ def serve(
         otlp_endpoint=otlp_endpoint or file.traces.endpoint,
         most_at_once=file.limits.most_at_once,
         max_body_mb=file.limits.max_body_mb if max_body_mb is None else max_body_mb,
+        stop_within_s=file.limits.stop_within_s,
     )
     shown = ", then ".join(upstream.ref for upstream in sorted(upstreams, key=lambda each: each.rank))
     home = f"http://{table.host}:{table.port}"

@@ -15,6 +15,7 @@ from puhui.core.settings import AuditRate, Privacy, Promise, Tariff
 from puhui.energy.tariff import grid_intensity
 from puhui.gateway.admission import MOST_AT_ONCE
 from puhui.gateway.bodies import MOST_BODY_MB
+from puhui.gateway.server import STOP_WITHIN_S
 from puhui.upstreams.upstream_settings import UpstreamSettings
 
 
@@ -83,17 +84,20 @@ class KeysTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class LimitsTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: how many requests may be under way at once at the most, and how many MiB the body of one may have.
 
-    Under load there are fewer.
+    Under load there are fewer. A node that is told to stop does so within `stop_within_s` seconds.
     """
 
     most_at_once: int = MOST_AT_ONCE
     max_body_mb: int = MOST_BODY_MB
+    stop_within_s: float = STOP_WITHIN_S
 
     def __post_init__(self) -> None:
         if self.max_body_mb < 1:
             raise SettingsError(f"max_body_mb is {self.max_body_mb}, but must be 1 or more")
         if self.most_at_once < 1:
             raise SettingsError(f"most_at_once is {self.most_at_once}, but must be 1 or more")
+        if not 1.0 <= self.stop_within_s < float("inf"):
+            raise SettingsError(f"stop_within_s is {self.stop_within_s}, but must be seconds, 1 or more")
 
 
 class ServeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

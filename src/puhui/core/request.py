@@ -83,7 +83,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     are the remaining fields, in one spelling: what may change an answer beside the messages. `alternatives`
     asks an upstream that can for the likelihood of other answers as well. `authorization` and `headers` (names in
     small letters) are the caller's own, for an upstream that has no key of its own and for what Puhui does not know.
-    `query` is what stood behind the path's question mark, of a request that is passed on as it is.
+    `query` is what stood behind the path's question mark, of a request that is passed on as it is. `awaited` is False
+    where nobody waits for the answer, as with audits.
     """
 
     id: str
@@ -100,3 +101,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     authorization: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
     query: str = ""
+    awaited: bool = True

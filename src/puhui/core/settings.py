@@ -59,12 +59,18 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingsError(f"keep_days is {self.keep_days}, but must be more than 0 (inf: for ever)")
 
 
+MOST_WHILE_LEARNING = 0.9
+"""Of the share `learning`: a tenth of the answers is left to learn from, and takes ten times as many requests."""
+
+
 class AuditRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shares of requests whose coin falls on "the big model answers this one in any case".
 
     Those requests are a fair sample of the traffic: experts are calibrated and watched on them alone. `learning`
     holds while a task has no expert, `probation` for the first `probation_requests` requests of the task's
-    expert, `steady` from then on. All lie in (0, 1].
+    expert, `steady` from then on. Experts learn from the other answers alone, so `learning` lies in (0, 0.9]; an
+    expert whose every answer is audited saves nothing, so `steady` lies in (0, 1). During `probation`, in (0, 1],
+    there are answers from before.
     """
 
     learning: float = 0.6
@@ -77,6 +83,16 @@ class AuditRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if not 0.0 < value <= 1.0:
                 raise SettingsError(f"audit rate {name} is {value}, but must lie in (0, 1]")
+        if self.learning > MOST_WHILE_LEARNING:
+            raise SettingsError(
+                f"audit rate learning is {self.learning}, but may be {MOST_WHILE_LEARNING} at most: experts learn from "
+                "the answers outside that sample, and with more in it next to none are left"
+            )
+        if self.steady == 1.0:
+            raise SettingsError(
+                "audit rate steady is 1.0, but must be less than 1: with every answer audited an expert saves no "
+                "energy, so none would be let in"
+            )
 
     def at(self, served: int | None) -> float:
         """The rate for a task whose expert has seen `served` requests; None: it has no expert."""

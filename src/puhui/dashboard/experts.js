@@ -138,9 +138,14 @@ function drawAll() {
   if (!found) return;
   fill(by("tasks"), found.tasks.map(drawTask));
   by("learning").hidden = !found.learning.length;
+  for (const part of ["Title", "Text"]) {
+    const line = by(`learning-${part.toLowerCase()}`);
+    line.dataset.say = `${found.learns ? "learning" : "noLearning"}${part}`;
+    line.textContent = say(line.dataset.say);
+  }
   fill(by("learning-list"), found.learning.map((row) => h("li", {}, h("span", {}, row.task),
-    h("progress", { max: row.needed, value: Math.min(row.answers, row.needed), "aria-label": row.task }),
-    h("span", { class: "small" }, say("progress", count(row.answers), count(row.needed))))));
+    found.learns && h("progress", { max: row.needed, value: Math.min(row.answers, row.needed), "aria-label": row.task }),
+    h("span", { class: "small" }, say(found.learns ? "progress" : "noLearning", count(row.answers), count(row.needed))))));
   by("empty").hidden = Boolean(found.tasks.length || found.learning.length);
 }
 

@@ -90,7 +90,7 @@ function filled(key) {
   const expires = text("expires") ? Date.parse(`${text("expires")}T23:59:59Z`) / 1000 : null;
   return {
     name: text("name"), ...(text("expires") === lastDay(key) ? {} : { expires }),
-    rules: { ...Object.fromEntries(limits), scopes: data.getAll("scopes"), models: models.length ? models : null,
+    rules: { ...Object.fromEntries(limits), scopes: data.getAll("scopes"), models: text("models") ? models : null,
       share: data.has("share") || null, inherit: data.has("inherit") || null, keep: text("keep") || null },
   };
 }

@@ -4,11 +4,11 @@ import { begin, by, call, clock, count, fill, h, joules, ms, NodeError, number, 
 
 const MOST_KEPT = 600, MOST_ROWS = 25, MINUTE_S = 60, AGAIN_MS = 2000, RATE_S = 10;
 let state = "connecting", paused = false, skipped = 0, offset = 0; // offset: the node's clock less this one, in seconds
-let events = [], frozen = null; // the latest of each kind; what is shown while paused
+let events = [], frozen = null, frozenAt = 0; // the latest of each kind; what is shown while paused, and of when it is
 const rows = by("flow");
 let due = false;
 
-const now = () => Date.now() / 1000 + offset;
+const now = () => (frozen ? frozenAt : Date.now() / 1000 + offset);
 const requests = () => (frozen ?? events).filter(({ kind }) => kind === "request");
 
 function median(values) {
@@ -53,7 +53,7 @@ function take(piece) {
       if (asked) asked.audit = event;
     } else if (!events.some(({ kind, id, at }) => kind === event.kind && id === event.id && at === event.at)) events.push(event);
   }
-  offset = (batch.events.at(-1)?.at ?? now()) - Date.now() / 1000;
+  offset = batch.now - Date.now() / 1000;
   events = events.slice(-MOST_KEPT);
   draw();
 }
@@ -118,7 +118,7 @@ function drawSpeed(all) {
   pen.font = `11px ${style.fontFamily || "system-ui"}`;
   const [left, bottom, top] = [52, 20, 10], low = 0.05, high = Math.max(1000, ...all.map((event) => event.ms ?? 0)) * 1.3;
   const y = (value) => top + ((Math.log(high) - Math.log(Math.max(low, value))) / (Math.log(high) - Math.log(low))) * (height - top - bottom);
-  const end = frozen ? frozen.at(-1)?.at ?? now() : now(), x = (at) => width - 6 - ((end - at) / MINUTE_S) * (width - left - 12);
+  const end = now(), x = (at) => width - 6 - ((end - at) / MINUTE_S) * (width - left - 12);
   pen.strokeStyle = colour("line");
   pen.fillStyle = colour("soft");
   pen.textAlign = "right";
@@ -170,6 +170,7 @@ function drawFlow() {
 
 by("pause").onclick = () => {
   paused = !paused;
+  frozenAt = now();
   frozen = paused ? [...events] : null;
   draw();
 };

@@ -25,6 +25,10 @@ class WrongType(InvalidRequest):
     """The body is said to be something else than JSON."""
 
 
+class WrongEncoding(WrongType):
+    """The body is said to be packed."""
+
+
 def caller_of(http: HttpRequest) -> Caller:
     """Whom the door let in."""
     caller = http.scope.get("state", {}).get("caller")
@@ -44,7 +48,7 @@ def read_headers(http: HttpRequest) -> dict[str, str]:
 
 
 async def read_body(http: HttpRequest, headers: Mapping[str, str], most_mb: int = MOST_BODY_MB) -> bytes:
-    """The body, read no further than `most_mb` mebibytes. Raises `WrongType` and `TooLarge`.
+    """The body, read no further than `most_mb` mebibytes. Raises `WrongType`, `WrongEncoding` and `TooLarge`.
 
     A body of no type is taken for JSON: many small clients send none.
     """
@@ -53,6 +57,11 @@ async def read_body(http: HttpRequest, headers: Mapping[str, str], most_mb: int 
         name = kind.partition(";")[0].strip().lower()
         if name != JSON and not name.endswith("+json"):
             raise WrongType(f"the body is said to be {kind[:100]!r}; send content-type: {JSON}")
+    encoding = headers.get("content-encoding")
+    if encoding and encoding.strip().lower() != "identity":
+        raise WrongEncoding(
+            f"the body is said to be encoded as {encoding[:100]!r}; send it as it is, without a content-encoding"
+        )
     receive = http.receive
     pieces: list[bytes] = []
     size, more = 0, True

@@ -52,6 +52,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusing = False
         self._unread_bytes = 0
         self._unread_since = self.loop.time()
+        self._begun: list[Any] = []  # uvicorn's cycles, one for each request, that have not ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the last of pipelined requests alone, and the others' replies fail as if it were our fault."""
+        super().connection_lost(exc)
+        for cycle in self._begun:
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Room is made by whoever has owed a request for longest."""
@@ -82,6 +90,8 @@ class BoundedProtocol(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         if self._gate is None or busy or not self.url.startswith(_BOUNDED) or self._gate.lets_in():
             super().on_headers_complete()
+            self._begun = [each for each in self._begun if not each.response_complete]
+            self._begun.append(self.cycle)
         else:
             self._refusing = True
             if self.expect_100_continue:  # its body would not come before it is wanted

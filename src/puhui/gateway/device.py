@@ -127,8 +127,8 @@ def learning_progress(memory: Memory, served: Collection[str]) -> list[dict[str,
     return sorted(found, key=lambda row: -row["answers"])[:MOST_TASKS_SHOWN]
 
 
-def device_routes(store: Store, roster: Roster) -> list[Route]:
-    """The routes of the page and of what it reads, for `build_app`."""
+def device_routes(store: Store, roster: Roster, *, learns: bool = True) -> list[Route]:
+    """The routes of the page and of what it reads, for `build_app`. `learns`: whether this node learns experts."""
     shelf = Shelf(store, roster)
     assets = {path.name: packed_file(path.name, path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES}
 
@@ -145,7 +145,8 @@ def device_routes(store: Store, roster: Roster) -> list[Route]:
 
     async def list_experts(_: HttpRequest) -> Response:
         held = [each.shown for each in await shelf.experts()]
-        body = msgspec.json.encode({"experts": held, "learning": [] if held else await shelf.learning()})
+        learning = [] if held else await shelf.learning()
+        body = msgspec.json.encode({"experts": held, "learns": learns, "learning": learning})
         return Response(body, headers={"cache-control": "no-cache", **ALWAYS}, media_type="application/json")
 
     async def expert_file(http: HttpRequest) -> Response:

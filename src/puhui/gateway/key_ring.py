@@ -107,7 +107,8 @@ class KeyRing:
 
 def _key_of(row: KeyRow) -> ApiKey | None:
     try:
-        rules = read_rules(row.rules)
+        # An empty list of models, which may be in the store from before it was refused, meant any.
+        rules = read_rules(row.rules | {"models": row.rules.get("models") or None})
     except SettingsError as error:
         log.warning("key %s is not used: %s", row.id, error)
         return None

@@ -66,10 +66,13 @@ class Watcher:
         self.shelf.append(event)
 
     def take(self) -> bytes:
-        """What there is to send, as one event of a stream; nothing if there is nothing."""
+        """What there is to send, as one event of a stream; nothing if there is nothing.
+
+        With it goes the node's time: the latest event may be long ago, and a page's clock be another.
+        """
         if not self.shelf:
             return b""
-        batch = msgspec.json.encode({"events": list(self.shelf), "skipped": self.skipped})
+        batch = msgspec.json.encode({"now": time.time(), "events": list(self.shelf), "skipped": self.skipped})
         self.shelf.clear()
         self.skipped = 0
         return b"event: batch\ndata: " + batch + b"\n\n"

@@ -1,8 +1,9 @@
 """What a request says beside the question: what it needs, what may be kept of it, and headers to pass on.
 
 Needs come by headers (`x-puhui-quality`, `x-puhui-latency-ms`, `x-puhui-max-cost`, `x-puhui-privacy`) or in the body,
-as `"puhui": {"needs": {"quality": 1.0}}`; where both name one, the body's counts. What may be kept of the text comes
-by `x-puhui-keep` or `"puhui": {"keep": "nothing"}`, and can only be less than the caller's key allows.
+as `"puhui": {"needs": {"quality": 1.0}}`; where both name one, the body's counts, and null names none. What may be
+kept of the text comes by `x-puhui-keep` or `"puhui": {"keep": "nothing"}`, and can only be less than the caller's key
+allows.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _OURS = ("x-puhui-", "x-forwarded-", "sec-fetch-", "access-control-")
 class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `puhui` object of a request's body."""
 
-    needs: dict[str, Any] = {}
+    needs: dict[str, Any] | None = None
     keep: Keep | None = None
 
 
@@ -84,7 +85,9 @@ def read_needs(headers: Mapping[str, str], said: Said) -> Needs:
             given[name] = _number(header, value)
     if (privacy := headers.get(PRIVACY_HEADER)) is not None:
         given["privacy"] = privacy.strip().lower()
-    given |= said.needs
+    for name, value in (said.needs or {}).items():
+        if value is not None or name not in Needs.__struct_fields__:  # null is no word, but a wrong name is wrong
+            given[name] = value
     if not given:
         return _NO_NEEDS
     try:

@@ -33,13 +33,19 @@ MOST_DISAGREEMENTS = 200
 
 
 def node_api_routes(
-    node: Node, feed: LiveFeed, *, models: Sequence[str] = (), is_admin: Callable[[str], bool] = lambda _: False
+    node: Node,
+    feed: LiveFeed,
+    *,
+    models: Sequence[str] = (),
+    is_admin: Callable[[str], bool] = lambda _: False,
+    learns: bool = True,
 ) -> list[Route]:
     """The routes of the node's own API, for `build_app`.
 
-    `models` are the names that a request may give, `is_admin` says of a key's id whether it may read everybody's text.
+    `models` are the names that a request may give, `is_admin` says of a key's id whether it may read everybody's text,
+    `learns` whether this node learns experts.
     """
-    api = NodeApi(node, feed, models, is_admin)
+    api = NodeApi(node, feed, models, is_admin, learns)
     routes = (
         ("/status", api.status, "GET"),
         ("/bill", api.bill, "GET"),
@@ -55,11 +61,14 @@ def node_api_routes(
 class NodeApi:
     """The endpoints."""
 
-    def __init__(self, node: Node, feed: LiveFeed, models: Sequence[str], is_admin: Callable[[str], bool]) -> None:
+    def __init__(
+        self, node: Node, feed: LiveFeed, models: Sequence[str], is_admin: Callable[[str], bool], learns: bool
+    ) -> None:
         self._node = node
         self._feed = feed
         self._models = tuple(models)
         self._is_admin = is_admin
+        self._learns = learns
         self._began = time.monotonic()
         self._view = NodeView(node.store, node.roster, node.tariff)
         self._bills = {period: Kept(partial(self._view.bill, period)) for period in get_args(Period)}
@@ -89,7 +98,7 @@ class NodeApi:
 
     async def experts(self, _: HttpRequest) -> Response:
         """Each task with its experts, their evidence and what came to pass; and how far learning is elsewhere."""
-        return _json(await self._experts.get() | {"audits_due": self._node.audits_due})
+        return _json(await self._experts.get() | {"audits_due": self._node.audits_due, "learns": self._learns})
 
     async def disagreements(self, http: HttpRequest) -> Response:
         """Requests whose audit did not agree with the expert, the latest first: `?limit=` 1 to 200."""

@@ -73,7 +73,9 @@ _STREAM: Piece = {"type": ["boolean", "null"]}
 def _rules() -> Piece:
     """What is checked is what is told: the type's own schema. In a change, null takes any rule away."""
     found: Piece = msgspec.json.schema(Rules)["$defs"]["Rules"]
-    found["properties"]["scopes"]["minItems"] = 1
+    for name in ("scopes", "models"):
+        found["properties"][name]["minItems"] = 1
+    del found["properties"]["models"]["default"]  # an empty list means any, and may not be said
     for name, rule in found["properties"].items():
         if {"type": "null"} not in rule.get("anyOf", ()):
             found["properties"][name] = {"anyOf": [rule, {"type": "null"}]}
@@ -100,17 +102,17 @@ SCHEMAS: dict[str, Piece] = {
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "quality": _SHARE,
+            "quality": _or_null(_SHARE),
             "latency_ms": _or_null(_AMOUNT),
             "max_cost": _or_null(_AMOUNT),
-            "privacy": _PRIVACY,
+            "privacy": _or_null(_PRIVACY),
         },
     },
     "Said": {
         "description": "What is said to Puhui; it goes no further. It counts before the headers of the same names.",
         "type": ["object", "null"],
         "additionalProperties": False,
-        "properties": {"needs": _ref("Needs"), "keep": _or_null(_KEEP)},
+        "properties": {"needs": _or_null(_ref("Needs")), "keep": _or_null(_KEEP)},
     },
     "Message": {
         "type": "object",

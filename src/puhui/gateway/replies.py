@@ -30,7 +30,7 @@ from puhui.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from puhui.gateway.bodies import JSON, TooLarge, WrongType
+from puhui.gateway.bodies import JSON, TooLarge, WrongEncoding, WrongType
 from puhui.models.wire import NOT_JSON
 from puhui.node.forwarding import status_of
 
@@ -75,7 +75,10 @@ def error_object(error: PuhuiError) -> tuple[int, dict[str, Any]]:
             status, kind, code = 503, "server_error", "store_failed"
         case _:
             status, kind, code = 500, "server_error", None
-    return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+    shown = {"message": str(error), "type": kind, "param": param, "code": code}
+    if isinstance(error, UpstreamRefused) and not isinstance(error, UpstreamDenied) and _is_openai_error(error.body):
+        shown |= _decode_refusal(error.body).error  # the big model's own words are the most use to the caller
+    return status, {"error": shown}
 
 
 def _code_of(error: UpstreamError) -> str:
@@ -119,6 +122,8 @@ def _headers_for(error: PuhuiError) -> dict[str, str]:
     match error:
         case NotAuthenticated():
             return {"www-authenticate": "Bearer"}
+        case WrongEncoding():
+            return {"accept-encoding": "identity"}  # RFC 9110, 12.5.3
         case LimitReached(retry_after_s=seconds) | UpstreamUnavailable(retry_after_s=float() as seconds):
             return {"retry-after": str(max(1, math.ceil(seconds)))}
         case UpstreamRefused(retry_after=str() as said) if said and said.isascii() and said.isprintable():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import math
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ from puhui.trust.keys import load_or_create_key
 from puhui.upstreams.pool import Pool
 from puhui.upstreams.upstream_settings import UpstreamSettings
 
+STOP_WITHIN_S = 10.0
+"""From the signal to the end, for what is under way."""
+BROKEN_OFF_AT = 0.8
+"""Of that time: what the big model still says is broken off, so that its reader is told and its row is true."""
 COLLECT_AFTER = (5_000, 20, 20)
 """Of Python's collector of cycles, by generation; it took 8 % of a node's time as it comes (700, 10, 10)."""
 
@@ -71,6 +77,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str | None = None
     most_at_once: int = MOST_AT_ONCE
     max_body_mb: int = MOST_BODY_MB
+    stop_within_s: float = STOP_WITHIN_S
 
     @property
     def big_models(self) -> tuple[UpstreamSettings, ...]:
@@ -125,8 +132,7 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
             await pool.close()
             store.close()
 
-    own_api = node_api_routes(node, feed, models=pool.models, is_admin=ring.is_admin)
-    own = [*device_routes(store, roster), *key_routes(ring, allowances), *own_api, *forget_routes(store)]
+    own = _own_routes(settings, node, feed, ring, allowances, pool)
     app = build_app(
         instruments.around_node(node),
         models=pool.models,
@@ -148,13 +154,30 @@ def node_app(settings: ServeSettings, *, more_routes: Sequence[Route] = ()) -> S
     add_gate(app, gate)
     instruments.surround(app)
     app.state.ending = feed.close
+    app.state.break_off = pool.stop
     return app
 
 
-def run_app(app: Starlette, host: str, port: int, *, ready: Callable[[], None] = lambda: None) -> None:
+def _own_routes(
+    settings: ServeSettings, node: Node, feed: LiveFeed, ring: KeyRing, allowances: Allowances, pool: Pool
+) -> list[Route]:
+    """What a node has beside OpenAI's API."""
+    api = node_api_routes(node, feed, models=pool.models, is_admin=ring.is_admin, learns=settings.learn)
+    page = device_routes(node.store, node.roster, learns=settings.learn)
+    return [*page, *key_routes(ring, allowances), *api, *forget_routes(node.store)]
+
+
+def run_app(
+    app: Starlette,
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    stop_within_s: float = STOP_WITHIN_S,
+) -> None:
     """Serves until SIGINT or SIGTERM, then finishes what is under way. Raises `SettingsError` for a taken port.
 
-    `ready` is called when it listens.
+    `ready` is called when it listens. What is not finished in `stop_within_s` seconds is broken off, a little before.
     """
     try:
         listening = socket.create_server((host, port), family=_family(host), backlog=2048)
@@ -169,7 +192,7 @@ def run_app(app: Starlette, host: str, port: int, *, ready: Callable[[], None] =
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=math.ceil(stop_within_s),
         timeout_keep_alive=KEEP_ALIVE_S,
         http=BoundedProtocol,
     )
@@ -179,7 +202,8 @@ def run_app(app: Starlette, host: str, port: int, *, ready: Callable[[], None] =
 
 
 class _Server(BoundedServer):
-    """Tells the application first that it is to end: streams that have no end of their own would hold it up."""
+    """Tells the application first that it is to end: streams that have no end of their own would hold it up, and those
+    of big models may take longer than there is time."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """What is there by now stays: looking through all of it for garbage held up requests for 0.15 s at a time."""
@@ -191,7 +215,14 @@ class _Server(BoundedServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = getattr(self.config.app, "state", None)
         getattr(state, "ending", lambda: None)()
+        breaking_off = asyncio.ensure_future(self._break_off(getattr(state, "break_off", None)))
         await super().shutdown(sockets)
+        breaking_off.cancel()
+
+    async def _break_off(self, break_off: Callable[[], Awaitable[None]] | None) -> None:
+        if break_off is not None:
+            await asyncio.sleep(BROKEN_OFF_AT * (self.config.timeout_graceful_shutdown or 0))
+            await break_off()
 
 
 def serve(
@@ -199,7 +230,8 @@ def serve(
 ) -> None:
     """Runs a node until it is told to end. `more_routes` are pages, as for `node_app`, `ready` as for `run_app`."""
     set_up_logging(settings.log_format, settings.log_level)
-    run_app(node_app(settings, more_routes=more_routes), settings.host, settings.port, ready=ready)
+    app = node_app(settings, more_routes=more_routes)
+    run_app(app, settings.host, settings.port, ready=ready, stop_within_s=settings.stop_within_s)
 
 
 def _learner_settings(settings: ServeSettings) -> LearnerSettings:

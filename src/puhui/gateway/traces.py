@@ -3,23 +3,27 @@
 GET    /puhui/v1/traces?key=ID      what would go: counts, and the experts that may have learned from it
 DELETE /puhui/v1/traces?key=ID      takes it away, all or nothing; `now=true` retires those experts at once
 
-In place of `key`: `request=ID`, `task=NAME`, or `before=DATE` (YYYY-MM-DD, UTC, or seconds since 1970).
+In place of `key`: `request=ID`, `task=NAME`, or `before=DATE` (YYYY-MM-DD, UTC, or seconds since 1970). A key or a task
+that is not here gets 404, a request counts of 0: of one that was forgotten already nobody knows that it was here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from puhui.core.errors import InvalidRequest, SettingsError
+from puhui.core.errors import InvalidRequest, SettingsError, UnknownModel
 from puhui.store.database import Store
 from puhui.store.forgetting import Traces, Wanted, find_traces, forget
 
@@ -34,11 +38,13 @@ def forget_routes(store: Store) -> list[Route]:
 
     async def show(http: HttpRequest) -> Response:
         wanted, _ = _read(http)
-        return _json(await asyncio.to_thread(find_traces, store, wanted))
+        with _unknown_is_404():
+            return _json(await asyncio.to_thread(find_traces, store, wanted))
 
     async def take(http: HttpRequest) -> Response:
         wanted, at_once = _read(http)
-        traces = await asyncio.to_thread(forget, store, wanted, now=time.time(), at_once=at_once)
+        with _unknown_is_404():
+            traces = await asyncio.to_thread(forget, store, wanted, now=time.time(), at_once=at_once)
         log.info("%d rows of experience and %d of the ledger were forgotten", traces.rows, traces.ledger_rows)
         return _json(traces)
 
@@ -76,6 +82,15 @@ def _read(http: HttpRequest) -> tuple[Wanted, bool]:
         return Wanted(**given), FLAGS[now]
     except SettingsError as error:
         raise InvalidRequest(str(error)) from error
+
+
+@contextlib.contextmanager
+def _unknown_is_404() -> Iterator[None]:
+    """The caller named no model, so it is not told of one."""
+    try:
+        yield
+    except UnknownModel as error:
+        raise HTTPException(404, str(error)) from error
 
 
 def _json(traces: Traces) -> Response:

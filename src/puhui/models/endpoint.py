@@ -15,13 +15,24 @@ import msgspec
 from puhui.core.answer import Answer, Prices, Step
 from puhui.core.errors import SettingsError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
-from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts
-from puhui.models.wire import DONE, NOT_JSON, Completion, decode_completion, event_data, split_events, usage_of
+from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts, pieces_of
+from puhui.models.wire import (
+    DONE,
+    NOT_JSON,
+    Completion,
+    decode_completion,
+    error_in,
+    event_data,
+    split_events,
+    usage_of,
+)
 
 TOP_LOGPROBS = 20
 READ_OUT_S = 0.05
 MOST_NAMES = 256
 """Of models that refuse log-probabilities; where callers choose the names, there may be any number."""
+LONGEST_ERROR = 64 * 1024
+"""Bytes: longer replies that are passed on are not looked through for an error."""
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -105,6 +116,10 @@ class Endpoint:
         """Closes its connections."""
         await self._link.close()
 
+    async def stop(self) -> None:
+        """Breaks off what is under way, and asks nothing any more: who waits gets `UpstreamUnavailable`."""
+        await self._link.stop()
+
     async def __call__(self, request: Request) -> Answer:
         """The big model's answer. Raises one of the `UpstreamError`s when there is none.
 
@@ -146,6 +161,8 @@ class Endpoint:
             reply.pieces = await self._begun(self._link.read_pieces(response), time.perf_counter())
         else:
             reply.body = await self._link.read(response)
+            if len(reply.body) <= LONGEST_ERROR and (error := error_in(reply.body)) is not None:
+                raise self._link.refused(error)
         return reply
 
     def _name(self, request: Request) -> str:
@@ -176,11 +193,13 @@ class Endpoint:
     async def _stream(self, request: Request) -> Answer:
         started = time.perf_counter()
         response = await self._link.send("/chat/completions", request, self._body(request, alternatives=False))
-        if "text/event-stream" not in response.headers.get("content-type", ""):
+        given = response.headers.get("content-type", "no type")
+        if "text/event-stream" not in given:
+            error = error_in(await self._link.read(response)) if JSON in given else None
             response.close()
-            raise UpstreamGarbled(
-                f"{self.url} was asked to stream but sent {response.headers.get('content-type', 'no type')!r}"
-            )
+            if error is not None:
+                raise self._link.refused(error)
+            raise UpstreamGarbled(f"{self.url} was asked to stream but sent {given!r}")
         name = self._name(request)
         answer = Answer(by=name, path=(Step(name, None, True),), headers=_chat_headers(response))
         answer.pieces = await self._begun(self._events(response, answer, started), started)
@@ -196,6 +215,9 @@ class Endpoint:
             raise UpstreamTimeout(f"{self.url} did not answer in time (no event of its stream came)") from error
         except StopAsyncIteration as error:
             raise UpstreamGarbled(f"{self.url} ended its stream before it began") from error
+        if b'"error"' in first and (said := error_in(event_data(_first_event(first)))) is not None:
+            await _close(pieces)
+            raise self._link.refused(said)
         return _from(first, pieces)
 
     async def _events(self, response: aiohttp.ClientResponse, answer: Answer, started: float) -> AsyncIterator[bytes]:
@@ -203,7 +225,7 @@ class Endpoint:
         text: list[str] = []
         last, finished, plain = Completion(choices=[]), False, True
         try:
-            events = split_events(response.content.iter_any(), MOST_BYTES)
+            events = split_events(pieces_of(response), MOST_BYTES)
             async for event in events:
                 data = event_data(event)
                 if data == b"[DONE]":
@@ -224,12 +246,12 @@ class Endpoint:
                     last = Completion([], usage=chunk.usage or last.usage, puhui=chunk.puhui or last.puhui)
                 yield event
         except FAILURES as error:
-            raise UpstreamGarbled(f"{self.url} broke off its stream: {error or type(error).__name__}") from error
+            raise self._link.broken_off(error) from error
         except ValueError as error:
             raise UpstreamGarbled(f"{self.url} streamed rubbish: {error}") from error
         finally:
             response.close()  # a response read to its end has given its connection back already
-        raise UpstreamGarbled(f"{self.url} ended its stream before the answer was whole")
+        raise self._link.ended_early()
 
     def _body(self, request: Request, alternatives: bool) -> bytes:
         changes: dict[str, Any] = {}
@@ -243,12 +265,17 @@ class Endpoint:
 
     def _decode(self, body: bytes) -> Completion:
         try:
-            return decode_completion(body)
+            completion = decode_completion(body)
         except NOT_JSON as error:
+            if (said := error_in(body)) is not None:
+                raise self._link.refused(said) from error
             # Not what it says: it may be the caller's own text, and errors are logged.
             raise UpstreamGarbled(
                 f"{self.url} sent {len(body)} bytes that are not a chat completion ({error})"
             ) from error
+        if completion.error and all(choice.finish_reason == "error" for choice in completion.choices):
+            raise self._link.refused(completion.error)
+        return completion
 
 
 def _headers(response: aiohttp.ClientResponse) -> Iterator[tuple[str, str]]:
@@ -271,8 +298,17 @@ async def _from(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes
         async for piece in rest:
             yield piece
     finally:
-        if isinstance(rest, AsyncGenerator):
-            await rest.aclose()
+        await _close(rest)
+
+
+async def _close(pieces: AsyncIterator[bytes]) -> None:
+    if isinstance(pieces, AsyncGenerator):
+        await pieces.aclose()
+
+
+def _first_event(piece: bytes) -> bytes:
+    """The first event of a piece that may hold several."""
+    return piece.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
 
 
 def _first_token(completion: Completion) -> tuple[tuple[str, float], ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import re
 import urllib.parse
 from collections.abc import AsyncIterator
 from functools import lru_cache
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -22,6 +25,7 @@ from puhui.core.errors import (
     UpstreamUnavailable,
 )
 from puhui.core.request import Request
+from puhui.models.wire import status_in
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of a reply: 2,048 embeddings of 3,072 numbers, the most that OpenAI gives at once, are 34 MB in base64."""
@@ -58,6 +62,8 @@ _KEYS = frozenset({"api-key", "x-api-key"})
 _DOTS = frozenset({".", ".."})
 SECRET_LENGTH = 8
 """A shorter key is no secret but a word such as `none`, and words may be said."""
+LOOK_EVERY_S = 0.5
+_is_code = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +104,7 @@ class Link:
         self._pass_key = pass_key and not key
         self._timeout = self._bounded(timeouts.whole_s)
         self._client: aiohttp.ClientSession | None = None
+        self._stopped = False
 
     @property
     def has_key(self) -> bool:
@@ -109,6 +116,11 @@ class Link:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def stop(self) -> None:
+        """Breaks off what is under way, and sends nothing any more."""
+        self._stopped = True
+        await self.close()
 
     async def send(
         self, path: str, request: Request, content: bytes, content_type: str = JSON
@@ -127,14 +139,15 @@ class Link:
         except FAILURES as error:
             raise self._explain(error) from error
         if response.status >= 300:
-            raise self._refusal(response, await self.read(response))
+            body, retry_after = await self.read(response), response.headers.get("retry-after")
+            raise self._refusal(f"answered with status {response.status}", response.status, body, retry_after)
         return response
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """The response's whole body, `MOST_BYTES` at most."""
         pieces, size = [], 0
         try:
-            async for piece in response.content.iter_any():
+            async for piece in pieces_of(response):
                 pieces.append(piece)
                 size += len(piece)
                 if size > MOST_BYTES:
@@ -148,14 +161,37 @@ class Link:
     async def read_pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """The body's bytes as they come."""
         try:
-            async for piece in response.content.iter_any():
+            async for piece in pieces_of(response):
                 yield piece
         except FAILURES as error:
-            raise UpstreamGarbled(f"{self.url} broke off its stream: {error or type(error).__name__}") from error
+            raise self.broken_off(error) from error
         finally:
             response.close()
 
+    def ended_early(self) -> UpstreamError:
+        """What a stream is that ended, but not with its last event."""
+        said = f"{self.url} ended its stream before the answer was whole"
+        return _stopped() if self._stopped else UpstreamGarbled(said)
+
+    def broken_off(self, error: Exception) -> UpstreamError:
+        """What ended a stream before its end."""
+        if self._stopped:
+            return _stopped()
+        return UpstreamGarbled(f"{self.url} broke off its stream: {str(error) or type(error).__name__}")
+
+    def refused(self, error: Any) -> UpstreamRefused:
+        """The refusal that `error` is, an error that came in an answer's place, with status 200 or as an event.
+
+        Its words are in `body` and not in the message: they may be the caller's own text, and messages are logged.
+        """
+        body = self._masked(msgspec.json.encode({"error": error}))
+        code = str(error.get("code") or error.get("type") or "") if isinstance(error, dict) else ""
+        named = f" ({code})" if _is_code(code) and self._masked(code.encode()) == code.encode() else ""
+        return self._refusal(f"sent an error in place of an answer{named}", status_in(error), body)
+
     def _session(self) -> aiohttp.ClientSession:
+        if self._stopped:
+            raise _stopped()
         if self._client is None:  # made on first use: a session belongs to the event loop that it is made in
             self._client = aiohttp.ClientSession(
                 timeout=self._timeout,
@@ -189,21 +225,74 @@ class Link:
         times = self.timeouts
         return aiohttp.ClientTimeout(total=whole_s, connect=times.connect_s, sock_read=times.first_token_s)
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamRefused:
-        kind, said = UpstreamRefused, f"{self.url} answered with status {response.status}"
-        if self.has_key and response.status in (401, 403):
+    def _refusal(self, what: str, status: int, body: bytes, retry_after: str | None = None) -> UpstreamRefused:
+        kind, said = UpstreamRefused, f"{self.url} {what}"
+        if self.has_key and status in (401, 403):
             kind, said = UpstreamDenied, f"{said} to this node's own key; whoever runs the node has to see to that key"
+        return kind(said, status=status, body=self._masked(body), retry_after=retry_after)
+
+    def _masked(self, words: bytes) -> bytes:
         for secret in self._secrets:
-            body = body.replace(secret, b"***")
-        return kind(said, status=response.status, body=body, retry_after=response.headers.get("retry-after"))
+            words = words.replace(secret, b"***")
+        return words
 
     def _explain(self, error: Exception) -> UpstreamError:
+        if self._stopped:
+            return _stopped()
         detail = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             return UpstreamTimeout(f"{self.url} did not answer in time ({detail})")
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError):
             return UpstreamGarbled(f"{self.url} sent half an answer: {detail}")
         return UpstreamUnavailable(f"{self.url} cannot be reached: {detail}")
+
+
+def _stopped() -> UpstreamUnavailable:
+    said = "this node was stopped before the big model had answered; ask again"
+    return UpstreamUnavailable(said, retry_after_s=1.0)  # with a time, so that nobody here asks again
+
+
+async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The body's bytes as they come, to its end or to one of `FAILURES`."""
+    watch = _Watch(response)
+    try:
+        while piece := await response.content.readany():
+            yield piece
+    except RuntimeError as error:  # of aiohttp, where the connection was gone already before it was read from
+        raise aiohttp.ClientPayloadError(str(error)) from error
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """Ends the reading of a body whose connection is gone.
+
+    Where a chunk of a later packet is broken, aiohttp closes the connection and its timer for pauses, and does not tell
+    who reads. One timer for a body is cheaper than a timeout around each read.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._timer: asyncio.TimerHandle | None = None
+        if response.connection is not None:  # else all of it is here
+            self._wait()
+
+    def stop(self) -> None:
+        """Looks no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        connection, content = self._response.connection, self._response.content
+        if connection is None or content.is_eof() or content.exception() is not None:
+            return
+        if connection.protocol is not None and connection.protocol.connected:
+            self._wait()
+        else:
+            content.set_exception(aiohttp.ClientPayloadError("its connection closed in the middle of the body"))
 
 
 @lru_cache(maxsize=64)  # a new URL is taken apart again for each request

@@ -78,9 +78,21 @@ class Completion(msgspec.Struct):
     model: str = ""
     usage: Tokens | None = None
     puhui: Report | None = None
+    error: Any = None
+
+
+class _NoAnswer(msgspec.Struct):
+    """What stands in an answer's place where there is none, and the fields that answers of all kinds have."""
+
+    error: Any = None
+    choices: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    output: msgspec.Raw = msgspec.Raw()
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_NO_CHOICES = (b"", b"null", b"[]")
+_decode_no_answer = msgspec.json.Decoder(_NoAnswer).decode
 decode_completion = msgspec.json.Decoder(Completion).decode
 
 
@@ -109,19 +121,47 @@ async def split_events(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterato
     A last event without its blank line is yielded where its data is whole: an object, or `[DONE]`. Raises `ValueError`
     for an event over `limit` bytes.
     """
-    waiting = held = b""
+    waiting = bytearray()  # what is in it was looked through and is not looked through again
+    held = line_end = b""
     async for piece in pieces:
         piece = held + piece
         held = b"\r" if piece.endswith(b"\r") else b""  # its line feed may still be on the way
-        waiting += piece.removesuffix(held).replace(b"\r\n", b"\n")
-        *whole, waiting = waiting.split(b"\n\n")
-        for event in whole:
+        fresh, *more = (line_end + piece.removesuffix(held).replace(b"\r\n", b"\n")).split(b"\n\n")
+        for rest in more:
+            event = bytes(waiting + fresh) if waiting else fresh
+            waiting.clear()
             if event.strip():
                 yield event + b"\n\n"
+            fresh = rest
+        line_end = b"\n" if fresh.endswith(b"\n") else b""  # may be the first half of a blank line
+        waiting += fresh.removesuffix(line_end)
         if len(waiting) > limit:
             raise ValueError(f"an event of more than {limit} bytes")
-    if is_end(waiting) or _is_object(event_data(waiting)):
-        yield waiting.strip(b"\n") + b"\n\n"
+    last = bytes(waiting)
+    if is_end(last) or _is_object(event_data(last)):
+        yield last.strip(b"\n") + b"\n\n"
+
+
+def error_in(body: bytes) -> Any:
+    """The error that a reply, or an event's data, holds in the place of an answer; None where it holds none."""
+    if b'"error"' not in body:
+        return None
+    try:
+        found = _decode_no_answer(body)
+    except NOT_JSON:
+        return None
+    answers = bytes(found.choices) not in _NO_CHOICES or bytes(found.data) or bytes(found.output)
+    return None if answers else found.error or None
+
+
+def status_in(error: Any) -> int:
+    """The HTTP status that fits an error which came without one."""
+    code, kind = (error.get("code"), error.get("type")) if isinstance(error, dict) else (None, None)
+    if type(code) is int and 400 <= code < 600:
+        return code
+    if any(str(each).startswith("rate_limit") or each == "insufficient_quota" for each in (code, kind)):
+        return 429
+    return 400 if kind == "invalid_request_error" else 502
 
 
 def is_end(event: bytes) -> bool:

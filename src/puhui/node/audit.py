@@ -12,11 +12,20 @@ import msgspec
 from sqlalchemy import bindparam, exists, select, update
 
 from puhui.core.answer import Answer, Answerer
-from puhui.core.errors import NeedsUnmet, PuhuiError, StoreError, UnknownModel, UpstreamRefused
+from puhui.core.errors import (
+    NeedsUnmet,
+    PuhuiError,
+    StoreError,
+    UnknownModel,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamRefused,
+)
 from puhui.core.request import Keep, Message, Request, least_kept
 from puhui.core.settings import Privacy, Tariff
 from puhui.node.expert import Case
 from puhui.node.fitting import said
+from puhui.node.forwarding import status_of
 from puhui.node.meter import meter
 from puhui.node.observer import NOBODY, Audited, Observers
 from puhui.node.privacy import IN_MEMORY, learned_alternatives, learned_text
@@ -35,7 +44,9 @@ so there is one more at a time for each eight that wait."""
 MOST_DUE = 2_000
 """Audits wait in memory. While so many do, no coin falls on an expert's answers: which ones, chance alone decided."""
 LET_THE_REPLY_LEAVE_S = 0.002
-LATER = (401, 403, 408, 429)  # a key that is missing for now, or too many questions: no verdict on the request
+LATER = (408, 429)  # too many questions: no verdict on the request
+MOST_FAILURES = 3
+"""Of one audit, while others were answered: then the big model is not away, but has no answer to this one."""
 
 _ANSWERED = (
     update(experience)
@@ -59,7 +70,7 @@ _DROPPED = update(experience).where(experience.c.id == bindparam("which")).value
 
 class Audit(msgspec.Struct, frozen=True):
     """One audit that is due: the request, what the expert answered to it, its case before the watch, and what may
-    be kept of the answer."""
+    be kept of the answer. `failures` are those that were its own; `seen` how many audits were done at the last."""
 
     request: Request
     task: str
@@ -67,10 +78,16 @@ class Audit(msgspec.Struct, frozen=True):
     given: str
     case: Case
     keep: Keep = "whole"
+    failures: int = 0
+    seen: int | None = None
 
 
 class Auditor:
     """Asks the big model about audited requests in the order in which they came, few at a time.
+
+    While the big model is away, all of them wait. One that fails again and again while others are answered is given
+    up, as its case holds up all that came after it; so is one whose caller's key is refused: that key is not kept, and
+    says nothing of what was asked.
 
     Each audit's row is in the store before the user has the answer, so a node that was killed takes up at its
     next start what was due. `open_case` gives the case of such an audit (of this expert, of this request);
@@ -99,6 +116,7 @@ class Auditor:
         self._observers = observers
         self._due: deque[Audit] = deque()
         self._asking = 0
+        self._done = 0
         self._workers = 0
         self._wake = asyncio.Event()
 
@@ -167,23 +185,27 @@ class Auditor:
             await asyncio.sleep(LET_THE_REPLY_LEAVE_S)
             try:
                 await self._ask(audit)
-            except UpstreamRefused as error:
-                if error.status < 500 and error.status not in LATER:
+            except PuhuiError as error:
+                audit = self._failed(audit, error)
+                if audit.failures >= MOST_FAILURES or _is_final(error):
                     await self._give_up(audit, error)
                 else:
                     await self._later(audit, error)
-            except (NeedsUnmet, UnknownModel) as error:  # nobody here may be asked, now or later
-                await self._give_up(audit, error)
-            except PuhuiError as error:
-                await self._later(audit, error)
             finally:
                 self._asking -= 1
 
+    def _failed(self, audit: Audit, error: PuhuiError) -> Audit:
+        """The audit with one more failure, if others were answered since its last one."""
+        if not isinstance(error, UpstreamError):  # the store's fault
+            return audit
+        own = audit.seen is not None and self._done > audit.seen
+        return msgspec.structs.replace(audit, failures=audit.failures + own, seen=self._done)
+
     async def _later(self, audit: Audit, error: PuhuiError) -> None:
-        """Waits, for what failed it will fail the next, and puts an audit back in front."""
+        """Waits, for what failed it will often fail the next, and puts an audit behind the others."""
         log.warning("an audit waits: %s", error)
         await asyncio.sleep(RETRY_AFTER_S)  # it counts as being asked meanwhile, and not twice
-        self._due.appendleft(audit)
+        self._due.append(audit)
 
     async def _ask(self, audit: Audit) -> None:
         answer = await self._big(audit.request)
@@ -198,13 +220,14 @@ class Auditor:
         judged = (_JUDGED, which | {"of": loss})
         await self._write([(_ANSWERED, done), judged, (ledger, row), *((change, which) for change in _FORGOTTEN)])
         audit.case.loss = loss
+        self._done += 1
         self._tell(audit, answer)
         await self._judge(audit)
 
     async def _give_up(self, audit: Audit, error: PuhuiError) -> None:
         log.warning("an audit is given up: %s", error)
-        status = error.status if isinstance(error, UpstreamRefused) else 422
-        row = failure_row(audit.request, audit.task, status, f"audit refused: {error}", kind="audit")
+        status = status_of(error) if isinstance(error, UpstreamError | NeedsUnmet) else 422
+        row = failure_row(audit.request, audit.task, status, f"audit given up: {error}", kind="audit")
         with contextlib.suppress(StoreError):
             which = {"which": audit.request.id}
             await self._write([(_DROPPED, which), (ledger, row), *((change, which) for change in _FORGOTTEN)])
@@ -226,8 +249,17 @@ class Auditor:
             )
 
 
+def _is_final(error: PuhuiError) -> bool:
+    """Whether the same would be said again, whenever it is asked."""
+    if isinstance(error, UpstreamRefused):  # of a key that is the node's own, people will hear, and see to it
+        return error.status < 500 and error.status not in LATER and not isinstance(error, UpstreamDenied)
+    return isinstance(error, NeedsUnmet | UnknownModel)  # nobody here may be asked
+
+
 def _request(id: str, body: str) -> Request:
     """The request as it was asked, without streaming, which an audit has no use for."""
     fields = msgspec.json.decode(body)
     messages = msgspec.convert(fields["messages"], tuple[Message, ...], strict=False)
-    return Request(id=id, model=fields["model"], messages=messages, body=body.encode(), alternatives=True)
+    return Request(
+        id=id, model=fields["model"], messages=messages, body=body.encode(), alternatives=True, awaited=False
+    )

@@ -159,10 +159,11 @@ async def _metered(
             await write()
     except UpstreamError as error:
         if not written:
-            await fail(status_of(error), str(error), None, 0)
+            await fail(status_of(error), str(error), _answer(reply, usage), max(1, sent))
         raise
     except ValueError as error:
-        await fail(502, str(error), None, 0)
+        if not written:
+            await fail(502, str(error), _answer(reply, usage), max(1, sent))
         raise UpstreamGarbled(f"{reply.by} streamed rubbish: {error}") from error
     except (asyncio.CancelledError, GeneratorExit):
         if not written:

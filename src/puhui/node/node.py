@@ -266,7 +266,8 @@ class Node:
                     await self._to_its_end(self._record(request, answer, seat, first_s))
                 yield piece
         except UpstreamError as error:
-            await self._to_its_end(self._fail(request, seat, status_of(error), str(error)))
+            usage = meter_broken_off(request, answer, sent, self.tariff)
+            await self._to_its_end(self._fail(request, seat, status_of(error), str(error), usage))
             raise
         except (asyncio.CancelledError, GeneratorExit):
             if not written:
@@ -405,7 +406,7 @@ def _changed(kind: Literal["promotion", "demotion", "retirement"], expert: Exper
 
 def _audit(request: Request, answer: Answer, expert: Expert, case: Case, keep: Keep, body: bytes) -> Audit:
     needs = Needs(privacy=request.needs.privacy)  # nobody waits for an audit, but it may go no further than that
-    asked = msgspec.structs.replace(request, stream=False, body=body, alternatives=True, needs=needs)
+    asked = msgspec.structs.replace(request, stream=False, body=body, alternatives=True, needs=needs, awaited=False)
     return Audit(asked, expert.task.id, expert.id, answer.text or "", case, keep)
 
 

@@ -90,6 +90,7 @@ class Roster:
 
     def read(self) -> Callable[[], None]:
         """Reads the store (blocking); returns what puts the news in place, to be called on the event loop."""
+        taken = set(self._taken)
         with self._store.begin() as connection:
             known = [
                 Task(row.id, row.name, row.group, row.model, row.prefix, row.suffix)
@@ -109,6 +110,8 @@ class Roster:
         def put_in_place() -> None:
             self._index = TaskIndex(known)
             self._names = {task.id: task.name for task in known}
+            # Once the store knows that one is out, it is the store that says when it is in again (by another node).
+            self._taken -= taken - {row.id for row in active}
             # What was taken out while the store was being read stays out.
             self._by_task = {task: expert for task, expert in fresh.items() if expert.id not in self._taken}
 

@@ -17,7 +17,7 @@ from puhui.core.errors import SettingsError, UnknownModel
 from puhui.store.database import Store
 from puhui.store.records import event_row
 from puhui.store.retention import clear_contexts, scrub, without_text
-from puhui.store.tables import HOLDS_TEXT, experience, experts, ledger, tasks
+from puhui.store.tables import HOLDS_TEXT, experience, experts, keys, ledger, tasks
 
 FORGOTTEN = "forgotten"
 """Stands where an id or a key was."""
@@ -58,7 +58,10 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_traces(store: Store, wanted: Wanted) -> Traces:
-    """What `forget` would take away. Raises `UnknownModel` for a task that is not there."""
+    """What `forget` would take away. Raises `UnknownModel` for a task, or for a key, that is not there.
+
+    A request that is not there is no error: one that was forgotten has no id any more, and looks the same.
+    """
     with store.begin() as connection:
         rows, of_ledger = _conditions(connection, wanted)
         groups = _groups(connection, rows)
@@ -117,7 +120,11 @@ def _conditions(connection: Connection, wanted: Wanted) -> tuple[ColumnElement[b
     """Which rows of experience and of the ledger are meant."""
     asked = ledger.c.kind.in_(BY_REQUEST)
     if wanted.key is not None:
-        return experience.c.key == wanted.key, asked & (ledger.c.key == wanted.key)
+        of_key = experience.c.key == wanted.key, asked & (ledger.c.key == wanted.key)
+        # A key's row may be gone, and its requests still be here.
+        if not any(_count(connection, each) for each in (keys.c.id == wanted.key, *of_key)):
+            raise UnknownModel(f"no key has the id {wanted.key!r}, and no request of one; `puhui keys list` shows them")
+        return of_key
     if wanted.request is not None:
         return experience.c.id == wanted.request, asked & (ledger.c.id == wanted.request)
     if wanted.before is not None:

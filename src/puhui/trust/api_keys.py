@@ -137,6 +137,11 @@ def read_rules(given: Mapping[str, Any]) -> Rules:
         raise SettingsError(f"the key's rules are not usable: {error}; there are: {allowed}") from error
     if not rules.scopes:
         raise SettingsError(f"a key without scopes may do nothing; give one or more of {', '.join(SCOPES)}")
+    if not rules.models and "models" in named:  # whoever lists none does not mean all
+        raise SettingsError(
+            "the key's rules name no models, which might mean none or any; name one or more, or leave 'models' out (or "
+            "null) for any"
+        )
     if rules.share and rules.inherit:
         raise SettingsError(
             "the key's rules share and inherit name two pools, and a key learns in one; take one of them away"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from puhui.core.answer import Answer
+from puhui.core.answer import Answer, Usage
 from puhui.core.errors import (
     SettingsError,
     UnknownModel,
@@ -29,6 +29,7 @@ from puhui.core.errors import (
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
 from puhui.models.endpoint import Forwarded
+from puhui.models.wire import DONE
 from puhui.upstreams.hedge import hedged
 from puhui.upstreams.retry import PASSING_STATUSES, RetryPolicy, retried, wait_asked_s
 from puhui.upstreams.suitable import suitable
@@ -100,6 +101,10 @@ class Pool:
         """Closes all connections."""
         await asyncio.gather(*(upstream.endpoint.close() for upstream in self.upstreams))
 
+    async def stop(self) -> None:
+        """Breaks off what is under way, and asks nothing any more: who waits gets `UpstreamUnavailable`."""
+        await asyncio.gather(*(upstream.endpoint.stop() for upstream in self.upstreams))
+
     def state(self) -> list[dict[str, Any]]:
         """Each upstream's health."""
         return [upstream.state() for upstream in self.upstreams]
@@ -126,6 +131,8 @@ class Call(Generic[T]):
         self._ranks = ranks
         self._policy = policy
         self._deadline = None if latency_ms is None else time.monotonic() + latency_ms / 1000.0
+        self._started = time.perf_counter()
+        self._attempts = 0
         self._errors: dict[Upstream, UpstreamError] = {}
         self._given_up: list[Upstream] = []
 
@@ -145,8 +152,17 @@ class Call(Generic[T]):
                     raise
             else:
                 reply.given_up = tuple(upstream.prices for upstream in self._given_up)
+                if self._attempts > 1 and isinstance(reply, Answer):
+                    self._count_all_the_time(reply)
                 return reply
         raise self._none_answered()
+
+    def _count_all_the_time(self, answer: Answer) -> None:
+        """Has the answer say how long the caller waited: it knows of its own attempt alone."""
+        if answer.pieces is None:
+            answer.usage = _lasting(answer.usage, self._started)
+        else:
+            answer.pieces = _timed(answer, answer.pieces, self._started)
 
     def _policy_of(self, rank: Rank, *, is_last: bool) -> RetryPolicy:
         retries = max(upstream.settings.retries for upstream in rank)
@@ -177,6 +193,7 @@ class Call(Generic[T]):
 
     async def _one(self, upstream: Upstream) -> T:
         request = self._request
+        self._attempts += 1
         if self._deadline is not None:
             left_ms = 1000.0 * (self._deadline - time.monotonic())
             needs = msgspec.structs.replace(request.needs, latency_ms=max(left_ms, 0.0))
@@ -214,6 +231,18 @@ class Call(Generic[T]):
         return UpstreamUnavailable(
             f"none of {len(self._errors)} big models answered: {told}", retry_after_s=min(waits, default=None)
         )
+
+
+def _lasting(usage: Usage, started: float) -> Usage:
+    return msgspec.structs.replace(usage, seconds=time.perf_counter() - started)
+
+
+async def _timed(answer: Answer, pieces: AsyncIterator[bytes], started: float) -> AsyncIterator[bytes]:
+    """The same pieces; by the last of them the answer's usage has the seconds since `started`."""
+    async for piece in pieces:
+        if piece == DONE:
+            answer.usage = _lasting(answer.usage, started)
+        yield piece
 
 
 def _ranks(upstreams: Sequence[Upstream]) -> tuple[Rank, ...]:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from puhui.core.answer import Usage
 from puhui.core.errors import NeedsUnmet
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
+from puhui.energy.power import estimate_remote_joules
+from puhui.energy.tariff import price_usage
 from puhui.energy.token_estimate import estimate_tokens
 from puhui.models.wire import NOT_JSON
 from puhui.upstreams.upstream import Upstream
@@ -49,13 +52,21 @@ def suitable(upstreams: Sequence[Upstream], request: Request, tariff: Tariff) ->
 
 def _affordable(upstreams: Sequence[Upstream], request: Request, most: float, tariff: Tariff) -> Sequence[Upstream]:
     read, written = expected_tokens(request.body)
-    costs = {upstream: cost_of(upstream, read, written, tariff) for upstream in upstreams}
-    chosen = [upstream for upstream in upstreams if costs[upstream] <= most]
+    found = {upstream: cost_of(upstream, read, written, tariff) for upstream in upstreams}
+    costs = {upstream: cost for upstream, cost in found.items() if cost is not None}
+    if not costs:
+        names = ", ".join(upstream.name for upstream in upstreams)
+        raise NeedsUnmet(
+            f"the answer may cost {most:g} {tariff.currency} at most, and what it would cost is not known: there is no "
+            f"price for {names}; whoever runs this node can set price_in and price_out of the upstream, or of [tariff]",
+            need="max_cost",
+        )
+    chosen = [upstream for upstream, cost in costs.items() if cost <= most]
     if not chosen:
         raise NeedsUnmet(
             f"the answer may cost {most:g} {tariff.currency} at most, and the cheapest big model for it would take up "
-            f"to {min(costs.values()):.3g} (about {read} tokens read, up to {written} written); a smaller max_tokens "
-            "makes it cheaper",
+            f"to {min(costs.values()):.3g} in tokens, or else in electricity (about {read} tokens read, up to "
+            f"{written} written); a smaller max_tokens makes it cheaper",
             need="max_cost",
         )
     return chosen
@@ -89,9 +100,13 @@ def expected_tokens(body: bytes) -> tuple[int, int]:
     return estimate_tokens(body), written
 
 
-def cost_of(upstream: Upstream, read: int, written: int, tariff: Tariff) -> float:
-    """Money for tokens read and written by an upstream."""
-    price_in, price_out = upstream.settings.price_in, upstream.settings.price_out
-    if price_in is None and price_out is None:
-        price_in, price_out = tariff.price_in, tariff.price_out
-    return (read * (price_in or 0.0) + written * (price_out or 0.0)) / 1_000_000
+def cost_of(upstream: Upstream, read: int, written: int, tariff: Tariff) -> float | None:
+    """Money for tokens read and written by an upstream, reckoned as the bill does: the price of the tokens, or of their
+    electricity where they have none. None if nobody knows: it has no price, and its electricity is not paid here.
+    """
+    if upstream.prices is not None:
+        tariff = msgspec.structs.replace(tariff, price_in=upstream.prices[0], price_out=upstream.prices[1])
+    elif not upstream.on_site and not tariff.price_in and not tariff.price_out:
+        return None
+    usage = Usage(prompt_tokens=read, completion_tokens=written, energy=estimate_remote_joules(read, written))
+    return price_usage(usage, tariff).cost

@@ -154,7 +154,7 @@ class Upstream:
             breaker.succeeded(ticket)
             if error.status == 429 and self.endpoint.has_key:  # else it is that one caller who asked too much
                 self._rests_until = self._clock() + wait_s
-        elif isinstance(error, UpstreamTimeout) and request.needs.latency_ms is not None:
-            breaker.undecided(ticket)  # it was the caller's hurry
+        elif not request.awaited or (isinstance(error, UpstreamTimeout) and request.needs.latency_ms is not None):
+            breaker.undecided(ticket)  # an audit, asked again and again, or the caller's hurry
         else:
             breaker.failed(ticket, wait_s=wait_s)
