@@ -87,6 +87,15 @@ def test_a_key_is_changed_and_the_rest_of_it_stays(tmp_path: Path) -> None:
     assert told(tmp_path, "show", "crew")["rules"]["keep"] == "nothing"
 
 
+def test_a_name_comes_before_the_beginning_of_an_id(tmp_path: Path) -> None:
+    first = told(tmp_path, "new", "team")["id"]
+    named = told(tmp_path, "new", first[:10])["id"]
+    assert told(tmp_path, "show", first[:10])["id"] == named
+    assert told(tmp_path, "show", first)["id"] == first
+    with pytest.raises(UnknownModel, match="no key"):
+        run(tmp_path, "show", "key_")
+
+
 def test_changes_that_cannot_be(tmp_path: Path) -> None:
     run(tmp_path, "new", "team", "--share")
     for arguments, said in (

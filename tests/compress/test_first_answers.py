@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from puhui.compress.answer_shape import Fields, LabelSet, Number, Shape, Span
+from puhui.compress.answer_shape import Fields, Label, LabelSet, Number, Shape, Span
 from puhui.compress.first_answers import Allowed, look_at, looks_like
 from puhui.compress.profiles import PROFILES
+from puhui.compress.recipes import Material
 from puhui.core.errors import LearningError
 from puhui.teachers.teacher import Told
 
@@ -59,3 +60,11 @@ def test_answers_that_are_none_of_the_labels() -> None:
     assert said.startswith("1 of 3 answers are none of the labels (yes, no), such as 'maybe'")
     with pytest.raises(LearningError, match=r"2 of 3 answers are none of the labels \(yes, no\), such as 'Yes\.'"):
         allowed.check(["Yes.", "no", "maybe"])
+
+
+def test_too_few_that_may_teach_are_told() -> None:
+    answers = ["a"] * 5 + ["other"] * 4
+    material = Material([f"text {number}" for number in range(9)], answers, Label(("a", "b")))
+    with pytest.raises(LearningError, match=r"only 5 of the 9 answers .* \(a, b\); it takes 20"):
+        Allowed(["a", "b"]).taught_by(material, 20)
+    assert len(Allowed(["a", "b"]).taught_by(material).texts) == 5

@@ -148,6 +148,7 @@ def test_an_error_in_the_place_of_an_answer(body: bytes, error: Any) -> None:
         ({"code": 404}, 404),
         ({"code": 529, "type": "invalid_request_error"}, 529),
         ({"code": 200}, 502),
+        ({"code": "429"}, 429),
         ({"code": True}, 502),
         ({"code": "context_length_exceeded", "type": "invalid_request_error"}, 400),
         ({"code": "rate_limit_exceeded", "type": "tokens"}, 429),

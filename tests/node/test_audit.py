@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
 import experts as sample
 from nodes_made import ALWAYS, NOWHERE, QUESTIONS, ask, group, node, remembered, rows, until
 from puhui.core.answer import Answer
-from puhui.core.errors import StoreError, UpstreamDenied, UpstreamError, UpstreamGarbled, UpstreamRefused
+from puhui.core.errors import (
+    StoreError,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from puhui.core.request import Request
 from puhui.core.settings import AuditRate
+from puhui.node.audit import Audit
+from puhui.node.expert import Case
 from puhui.node.forwarding import status_of
 from puhui.node.node import Node
 from puhui.node.roster import Roster
@@ -239,6 +251,29 @@ async def test_while_the_big_model_is_away_no_audit_is_given_up(
         await until(lambda: not served.audits_due)
         assert served.roster.experts[0].watch.observations == 10
     assert asked == 110
+
+
+async def test_no_audit_is_given_up_while_its_own_model_is_away(
+    store: Store, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puhui.node.audit.RETRY_AFTER_S", 0.001)
+    asked: Counter[str] = Counter()
+
+    async def big(request: Request) -> Answer:
+        asked[request.model] += 1
+        if request.model == "away":
+            raise UpstreamTimeout("not in time") if asked["away"] % 2 else UpstreamUnavailable("not there")
+        return Answer(by="big:m", text=sample.subject_of(request.messages[-1].text or ""))
+
+    async with Node(store, big, Roster(store, {key.public}), audit_rate=ALWAYS, seed=1) as served:
+        case = Case()
+        away = msgspec.structs.replace(ask(QUESTIONS[0]), model="away")
+        served._auditor.add(Audit(away, "t", "e", "x", case))
+        for question in QUESTIONS[:40]:
+            await asyncio.sleep(0.005)
+            served._auditor.add(Audit(ask(question), "t", "e", "x", Case()))
+        await until(lambda: asked["m"] == 40 and asked["away"] > 20)
+        assert not case.dropped
 
 
 async def test_the_watch_after_a_restart_is_as_before(

@@ -165,6 +165,23 @@ def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
             list(pool.map(open_one, [tmp_path / str(number)] * 8))
 
 
+def test_what_another_was_told_meanwhile_counts_where_the_budget_ended_the_asking(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(9)]
+    other = Plain()
+
+    class Meanwhile(Plain):
+        async def ask_many(self, texts: Sequence[str]) -> list[Told]:
+            with AnswerBook(tmp_path) as book:  # as another process would
+                book.keep([(key_of(self.digest, "text 8"), Told(answer="first")), (key_of(self.digest, texts[0]), one)])
+            return await super().ask_many(texts)
+
+    one = Told(answer="told another before")
+    asked = ask_all(Meanwhile(), texts, folder=tmp_path, budget=Budget(requests=1))
+    assert [told.answer for told in asked.told if told is not None] == ["told another before", "first"]
+    again = ask_all(other, texts, folder=tmp_path, budget=Budget(requests=0))
+    assert [told and told.answer for told in again.told] == [told and told.answer for told in asked.told]
+
+
 def test_a_torn_file_loses_at_most_its_end(tmp_path: Path) -> None:
     ask_all(Plain(), ["a"], folder=tmp_path)
     log = tmp_path / f"{BOOK_FILE}-wal"

@@ -230,6 +230,16 @@ async def test_refusals_and_hurries_of_callers_break_nothing() -> None:
         assert opened.state()[0]["breaker"] == "closed"
 
 
+async def test_who_waits_to_ask_again_is_told_when_the_node_stops() -> None:
+    async with pool(Moody(then=429, retry_after="1"), retries=2) as opened:
+        waiting = asyncio.ensure_future(opened(ask()))
+        await asyncio.sleep(0.2)
+        await opened.stop()
+        async with asyncio.timeout(0.5):
+            with pytest.raises(UpstreamUnavailable, match="this node was stopped"):
+                await waiting
+
+
 async def test_audits_that_fail_again_and_again_stop_nobody() -> None:
     async with pool(Moody(then=500), retries=0) as opened:
         for _ in range(3 * LEAST_FAILURES):

@@ -49,7 +49,8 @@ def forget(
                 typer.echo(msgspec.json.encode(found).decode())
             return
         if not yes:
-            typer.echo(_shown(found), err=json)
+            of_whom = "" if wanted.key is None else f"Of the key {wanted.key}: "
+            typer.echo(of_whom + _shown(found), err=json)
             typer.confirm("Forget them for good?", abort=True, err=json)
         traces = take_away(opened, wanted, now=time.time(), at_once=now)
     finally:

@@ -27,6 +27,7 @@ from puhui.trust.api_keys import ApiKey, checked_name, new_key, read_rules
 keys_app = typer.Typer(help="The keys of a node, and what each may do and spend.", no_args_is_help=True)
 
 DAY_S = 86_400.0
+SHORTEST_ID = len("key_") + 4
 Named = Annotated[str, typer.Argument(help="A key's id (its beginning is enough) or its name.")]
 Scopes = Annotated[
     list[str] | None,
@@ -214,9 +215,10 @@ def _table(store: str | None, data_dir: Path | None, *, create: bool = False) ->
 
 
 def find_keys(ring: KeyRing, named: str) -> list[ApiKey]:
-    """The keys whose id begins so; without any, those of that name."""
-    found = [key for key in ring.keys if named and key.id.startswith(named)]
-    return found or [key for key in ring.keys if key.name == named]
+    """The key of that id; without one, those of that name; without any, those whose id begins so."""
+    exact = [key for key in ring.keys if key.id == named] or [key for key in ring.keys if key.name == named]
+    shortened = len(named) >= SHORTEST_ID
+    return exact or [key for key in ring.keys if shortened and key.id.startswith(named)]
 
 
 def one_of(found: list[ApiKey], named: str) -> ApiKey:

@@ -89,15 +89,15 @@ class LimitsTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     most_at_once: int = MOST_AT_ONCE
     max_body_mb: int = MOST_BODY_MB
-    stop_within_s: float = STOP_WITHIN_S
+    stop_within_s: int = STOP_WITHIN_S
 
     def __post_init__(self) -> None:
         if self.max_body_mb < 1:
             raise SettingsError(f"max_body_mb is {self.max_body_mb}, but must be 1 or more")
         if self.most_at_once < 1:
             raise SettingsError(f"most_at_once is {self.most_at_once}, but must be 1 or more")
-        if not 1.0 <= self.stop_within_s < float("inf"):
-            raise SettingsError(f"stop_within_s is {self.stop_within_s}, but must be seconds, 1 or more")
+        if self.stop_within_s < 1:
+            raise SettingsError(f"stop_within_s is {self.stop_within_s}, but must be whole seconds, 1 or more")
 
 
 class ServeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -63,9 +63,17 @@ class Allowed:
             )
         return [f"{said}: nothing is learned of these, and they count against an expert that is sure there"]
 
-    def taught_by(self, material: Material) -> Material:
-        """The rows that may teach. The others still judge and calibrate: such requests will come."""
+    def taught_by(self, material: Material, least: int = 0) -> Material:
+        """The rows that may teach. The others still judge and calibrate: such requests will come.
+
+        LearningError where fewer than `least` are left.
+        """
         rows = [row for row, answer in enumerate(material.answers) if answer in self]
+        if len(rows) < least:
+            raise LearningError(
+                f"only {len(rows)} of the {len(material.answers)} answers that may teach are among the labels "
+                f"({', '.join(self._labels):.{SHOWN}}); it takes {least}"
+            )
         return material if len(rows) == len(material.answers) else material.pick(rows)
 
 

@@ -160,7 +160,7 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     material = _material([*texts, *added], [*told, *added.values()], shape, others(order.unlabelled, texts), allowed)
     parts[0].extend(range(len(texts), len(material.texts)))
     taught, held, sample = (material.pick(part) for part in parts)
-    taught = allowed.taught_by(taught)
+    taught = allowed.taught_by(taught, LEAST_TAUGHT)
     search = Search(
         taught,
         held,

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -52,7 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusing = False
         self._unread_bytes = 0
         self._unread_since = self.loop.time()
-        self._begun: list[Any] = []  # uvicorn's cycles, one for each request, that have not ended
+        self._begun: deque[Any] = deque()  # uvicorn's cycles, one for each request, that have not ended
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn tells the last of pipelined requests alone, and the others' replies fail as if it were our fault."""
@@ -90,7 +91,8 @@ class BoundedProtocol(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         if self._gate is None or busy or not self.url.startswith(_BOUNDED) or self._gate.lets_in():
             super().on_headers_complete()
-            self._begun = [each for each in self._begun if not each.response_complete]
+            while self._begun and self._begun[0].response_complete:  # they end in their order
+                self._begun.popleft()
             self._begun.append(self.cycle)
         else:
             self._refusing = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ from puhui.trust.keys import load_or_create_key
 from puhui.upstreams.pool import Pool
 from puhui.upstreams.upstream_settings import UpstreamSettings
 
-STOP_WITHIN_S = 10.0
+STOP_WITHIN_S = 10
 """From the signal to the end, for what is under way."""
 BROKEN_OFF_AT = 0.8
 """Of that time: what the big model still says is broken off, so that its reader is told and its row is true."""
@@ -77,7 +76,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str | None = None
     most_at_once: int = MOST_AT_ONCE
     max_body_mb: int = MOST_BODY_MB
-    stop_within_s: float = STOP_WITHIN_S
+    stop_within_s: int = STOP_WITHIN_S
 
     @property
     def big_models(self) -> tuple[UpstreamSettings, ...]:
@@ -173,7 +172,7 @@ def run_app(
     port: int,
     *,
     ready: Callable[[], None] = lambda: None,
-    stop_within_s: float = STOP_WITHIN_S,
+    stop_within_s: int = STOP_WITHIN_S,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then finishes what is under way. Raises `SettingsError` for a taken port.
 
@@ -192,7 +191,7 @@ def run_app(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(stop_within_s),
+        timeout_graceful_shutdown=stop_within_s,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=BoundedProtocol,
     )

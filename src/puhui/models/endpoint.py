@@ -15,7 +15,7 @@ import msgspec
 from puhui.core.answer import Answer, Prices, Step
 from puhui.core.errors import SettingsError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from puhui.core.request import Request
-from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts, pieces_of
+from puhui.models.http_link import FAILURES, JSON, MOST_BYTES, Link, Timeouts
 from puhui.models.wire import (
     DONE,
     NOT_JSON,
@@ -225,7 +225,7 @@ class Endpoint:
         text: list[str] = []
         last, finished, plain = Completion(choices=[]), False, True
         try:
-            events = split_events(pieces_of(response), MOST_BYTES)
+            events = split_events(self._link.pieces_of(response), MOST_BYTES)
             async for event in events:
                 data = event_data(event)
                 if data == b"[DONE]":

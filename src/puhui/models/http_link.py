@@ -105,6 +105,7 @@ class Link:
         self._timeout = self._bounded(timeouts.whole_s)
         self._client: aiohttp.ClientSession | None = None
         self._stopped = False
+        self._watches: set[_Watch] = set()
 
     @property
     def has_key(self) -> bool:
@@ -121,6 +122,8 @@ class Link:
         """Breaks off what is under way, and sends nothing any more."""
         self._stopped = True
         await self.close()
+        for watch in list(self._watches):
+            watch.end("its connection was closed")
 
     async def send(
         self, path: str, request: Request, content: bytes, content_type: str = JSON
@@ -147,7 +150,7 @@ class Link:
         """The response's whole body, `MOST_BYTES` at most."""
         pieces, size = [], 0
         try:
-            async for piece in pieces_of(response):
+            async for piece in self.pieces_of(response):
                 pieces.append(piece)
                 size += len(piece)
                 if size > MOST_BYTES:
@@ -158,10 +161,23 @@ class Link:
             response.close()
         return b"".join(pieces)
 
+    async def pieces_of(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The body's bytes as they come, to its end or to one of `FAILURES`."""
+        watch = _Watch(response)
+        self._watches.add(watch)
+        try:
+            while piece := await response.content.readany():
+                yield piece
+        except RuntimeError as error:  # of aiohttp, where the connection was gone already before it was read from
+            raise aiohttp.ClientPayloadError(str(error)) from error
+        finally:
+            self._watches.discard(watch)
+            watch.stop()
+
     async def read_pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """The body's bytes as they come."""
         try:
-            async for piece in pieces_of(response):
+            async for piece in self.pieces_of(response):
                 yield piece
         except FAILURES as error:
             raise self.broken_off(error) from error
@@ -252,18 +268,6 @@ def _stopped() -> UpstreamUnavailable:
     return UpstreamUnavailable(said, retry_after_s=1.0)  # with a time, so that nobody here asks again
 
 
-async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The body's bytes as they come, to its end or to one of `FAILURES`."""
-    watch = _Watch(response)
-    try:
-        while piece := await response.content.readany():
-            yield piece
-    except RuntimeError as error:  # of aiohttp, where the connection was gone already before it was read from
-        raise aiohttp.ClientPayloadError(str(error)) from error
-    finally:
-        watch.stop()
-
-
 class _Watch:
     """Ends the reading of a body whose connection is gone.
 
@@ -274,6 +278,7 @@ class _Watch:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
         if response.connection is not None:  # else all of it is here
             self._wait()
 
@@ -286,13 +291,22 @@ class _Watch:
         self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
     def _look(self) -> None:
-        connection, content = self._response.connection, self._response.content
-        if connection is None or content.is_eof() or content.exception() is not None:
+        connection = self._response.connection
+        if connection is None:  # given back: all of it is here
             return
-        if connection.protocol is not None and connection.protocol.connected:
+        if connection.protocol is not None and connection.protocol.is_connected():
             self._wait()
+        elif self._closing:  # twice: a body that ends with its connection is closing for a moment before its end
+            self.end("its connection closed in the middle of the body")
         else:
-            content.set_exception(aiohttp.ClientPayloadError("its connection closed in the middle of the body"))
+            self._closing = True
+            self._wait()
+
+    def end(self, why: str) -> None:
+        """Tells who reads, unless all of it is here."""
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError(why))
 
 
 @lru_cache(maxsize=64)  # a new URL is taken apart again for each request

@@ -157,6 +157,8 @@ def error_in(body: bytes) -> Any:
 def status_in(error: Any) -> int:
     """The HTTP status that fits an error which came without one."""
     code, kind = (error.get("code"), error.get("type")) if isinstance(error, dict) else (None, None)
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
+        code = int(code)
     if type(code) is int and 400 <= code < 600:
         return code
     if any(str(each).startswith("rate_limit") or each == "insufficient_quota" for each in (code, kind)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -19,7 +19,9 @@ from puhui.core.errors import (
     UnknownModel,
     UpstreamDenied,
     UpstreamError,
+    UpstreamGarbled,
     UpstreamRefused,
+    UpstreamTimeout,
 )
 from puhui.core.request import Keep, Message, Request, least_kept
 from puhui.core.settings import Privacy, Tariff
@@ -47,6 +49,9 @@ LET_THE_REPLY_LEAVE_S = 0.002
 LATER = (408, 429)  # too many questions: no verdict on the request
 MOST_FAILURES = 3
 """Of one audit, while others were answered: then the big model is not away, but has no answer to this one."""
+MOST_WAYS = 256
+_OF_ONE = (UpstreamRefused, UpstreamGarbled, UpstreamTimeout)
+"""What may be said to one text and not to others."""
 
 _ANSWERED = (
     update(experience)
@@ -116,7 +121,7 @@ class Auditor:
         self._observers = observers
         self._due: deque[Audit] = deque()
         self._asking = 0
-        self._done = 0
+        self._done: Counter[tuple[str, str]] = Counter()
         self._workers = 0
         self._wake = asyncio.Event()
 
@@ -195,11 +200,12 @@ class Auditor:
                 self._asking -= 1
 
     def _failed(self, audit: Audit, error: PuhuiError) -> Audit:
-        """The audit with one more failure, if others were answered since its last one."""
-        if not isinstance(error, UpstreamError):  # the store's fault
+        """The audit with one more failure, if others of the same model were answered since its last one."""
+        if isinstance(error, UpstreamDenied) or not isinstance(error, _OF_ONE):  # it says nothing of what was asked
             return audit
-        own = audit.seen is not None and self._done > audit.seen
-        return msgspec.structs.replace(audit, failures=audit.failures + own, seen=self._done)
+        done = self._done[_way(audit)]
+        own = audit.seen is not None and done > audit.seen
+        return msgspec.structs.replace(audit, failures=audit.failures + own, seen=done)
 
     async def _later(self, audit: Audit, error: PuhuiError) -> None:
         """Waits, for what failed it will often fail the next, and puts an audit behind the others."""
@@ -220,7 +226,9 @@ class Auditor:
         judged = (_JUDGED, which | {"of": loss})
         await self._write([(_ANSWERED, done), judged, (ledger, row), *((change, which) for change in _FORGOTTEN)])
         audit.case.loss = loss
-        self._done += 1
+        if len(self._done) >= MOST_WAYS:  # where callers choose the names, there may be any number
+            self._done.clear()
+        self._done[_way(audit)] += 1
         self._tell(audit, answer)
         await self._judge(audit)
 
@@ -247,6 +255,11 @@ class Auditor:
                     status=status,
                 )
             )
+
+
+def _way(audit: Audit) -> tuple[str, str]:
+    """What decides who is asked."""
+    return audit.request.model, audit.request.needs.privacy
 
 
 def _is_final(error: PuhuiError) -> bool:

@@ -113,6 +113,7 @@ class Node:
             observers=self._observers,
         )
         self._known_contexts: set[str] = set()
+        self._reading = asyncio.Lock()
         self._cpu_of_experts = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -319,9 +320,10 @@ class Node:
 
     async def read_roster(self, before: Iterable[Expert] | None = None) -> None:
         """Reads now which experts are in place; observers are told who came and went (since `before`)."""
-        put_in_place = await asyncio.to_thread(self.roster.read)
-        before = self.roster.experts if before is None else before
-        put_in_place()
+        async with self._reading:  # an older reading must not be put in place after a newer one
+            put_in_place = await asyncio.to_thread(self.roster.read)
+            before = self.roster.experts if before is None else before
+            put_in_place()
         self._tell_changes(before)
 
     def _tell_changes(self, before: Iterable[Expert]) -> None:

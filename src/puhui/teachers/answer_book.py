@@ -23,6 +23,7 @@ from puhui.teachers.teacher import Told
 
 BOOK_FILE = "answers.db"
 _BUSY_S = 30.0
+LEAD_WITHIN_S = 0.1
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -93,7 +94,9 @@ class AnswerBook:
         """
         digest = hashlib.sha256(teacher.encode()).hexdigest()
         with self._explained():
-            lock = sqlite3.connect(self.path.with_name(f"asking-{digest[:16]}.lock"), timeout=0, isolation_level=None)
+            # With no patience at all, two that ask at the same moment may both be refused.
+            place = self.path.with_name(f"asking-{digest[:16]}.lock")
+            lock = sqlite3.connect(place, timeout=LEAD_WITHIN_S, isolation_level=None)
             try:
                 lock.execute("BEGIN EXCLUSIVE")
             except sqlite3.Error as error:

@@ -154,6 +154,8 @@ async def _ask_all(
             purse.left = purse.left.after(tried=asking.tried, cost=asking.cost, seconds=asking.seconds)
             purse.stopped = asking.stopped or purse.stopped
             await teacher.close()
+        # What another process was told meanwhile, which may be all that is left where a budget ended this one.
+        found |= {text: book.find(keys[text]) for text, told in found.items() if told is None}
         return Asked(
             told=[found[text] for text in texts],
             stopped=asking.stopped,
@@ -269,7 +271,8 @@ class _Asking:
         answers = [(text, answer) for text, answer in zip(texts, told, strict=True) if answer is not None]
         self._book.keep((self._keys[text], answer) for text, answer in answers)
         for text, answer in answers:
-            self._found[text] = answer
+            # Another process may have been told first, and something else: what is in the book counts for all.
+            self._found[text] = self._book.find(self._keys[text]) or answer
             self.asked += 1
             self._count(answer.cost)
         self._show()

@@ -8,6 +8,7 @@ breakers (tenacity, aiobreaker, purgatory) wraps one function with one fate; see
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -71,6 +72,7 @@ class Pool:
             raise SettingsError("there is no upstream; name a big model with --upstream or [[upstream]]")
         self._tariff = tariff
         self._policy = policy
+        self._stopping = asyncio.Event()
         anything = [upstream for upstream in self.upstreams if not upstream.names]
         named = [upstream for upstream in self.upstreams if upstream.names]
         self._unnamed = _ranks(anything)
@@ -103,6 +105,7 @@ class Pool:
 
     async def stop(self) -> None:
         """Breaks off what is under way, and asks nothing any more: who waits gets `UpstreamUnavailable`."""
+        self._stopping.set()
         await asyncio.gather(*(upstream.endpoint.stop() for upstream in self.upstreams))
 
     def state(self) -> list[dict[str, Any]]:
@@ -110,7 +113,13 @@ class Pool:
         return [upstream.state() for upstream in self.upstreams]
 
     async def _ask(self, request: Request, ask: Ask[T]) -> T:
-        return await Call(request, ask, self._ranks_for(request), self._policy).answer()
+        return await Call(request, ask, self._ranks_for(request), self._policy, self._rest).answer()
+
+    async def _rest(self, seconds: float) -> None:
+        """Between two attempts; not when the node is stopped, which the next attempt will say."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     def _ranks_for(self, request: Request) -> tuple[Rank, ...]:
         ranks = self._by_name.get(request.model, self._unnamed)
@@ -124,12 +133,20 @@ class Pool:
 class Call(Generic[T]):
     """One request on its way through the ranks."""
 
-    def __init__(self, request: Request, ask: Ask[T], ranks: tuple[Rank, ...], policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        request: Request,
+        ask: Ask[T],
+        ranks: tuple[Rank, ...],
+        policy: RetryPolicy,
+        rest: Callable[[float], Awaitable[None]],
+    ) -> None:
         latency_ms = request.needs.latency_ms
         self._request = request
         self._ask = ask
         self._ranks = ranks
         self._policy = policy
+        self._rest = rest
         self._deadline = None if latency_ms is None else time.monotonic() + latency_ms / 1000.0
         self._started = time.perf_counter()
         self._attempts = 0
@@ -146,6 +163,7 @@ class Call(Generic[T]):
                     partial(self._round, rank, spare),
                     self._policy_of(rank, is_last=number == last),
                     deadline=self._deadline,
+                    sleep=self._rest,
                 )
             except UpstreamError as error:
                 if not _another_may_do(error):
