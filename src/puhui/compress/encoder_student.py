@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from puhui.compress.token_pruning import prune_tokens
 from puhui.core.errors import BundleError, LearningError, MissingExtra
-from puhui.models.encoder import no_load_report
+from puhui.models.encoder import load_body
 from puhui.models.onnx_encoder import tokenizer_of, tokens_of
 from puhui.quantisation.onnx_export import Pooling, Reference, export_encoder
 
@@ -46,14 +46,12 @@ class Student:
         """A whole pretrained encoder. BundleError for a folder without one, MissingExtra without the packages."""
         try:
             import torch
-            from transformers import AutoModel
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra("Training an encoder", "workshop") from error
         disable_progress_bar()
         try:
-            with no_load_report():
-                body = AutoModel.from_pretrained(str(base), local_files_only=True, dtype=torch.float32).eval()
+            body = load_body(base, local_files_only=True, dtype=torch.float32)
             tokenizer = (base / "tokenizer.json").read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise BundleError(

@@ -6,7 +6,6 @@ logistic regression. The encoder is read from a folder and nothing else; no netw
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,17 +41,23 @@ def packaged_encoder() -> Path | None:
     return Path(get_model_path())
 
 
-@contextlib.contextmanager
-def no_load_report() -> Iterator[None]:
-    """Keeps transformers from reporting the weights of a head that is left out when only the body is loaded."""
+def load_body(place: str | Path, **how: Any) -> Any:
+    """A transformers encoder without its head, which transformers would report. `how` as for `from_pretrained`.
+
+    ValueError where weights of the encoder itself are missing, which would be random: only a pooler may.
+    """
+    from transformers import AutoModel
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        model, told = AutoModel.from_pretrained(str(place), output_loading_info=True, **how)
     finally:
         logging.set_verbosity(before)
+    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
+        raise ValueError(f"{len(missing)} of the encoder's weights are missing, such as {missing[0]}")
+    return model.eval()
 
 
 class HeadConfig(msgspec.Struct, frozen=True):
@@ -68,16 +73,14 @@ class SentenceEncoder:
         """Raises BundleError for a folder without an encoder, MissingExtra without its packages."""
         try:
             import torch  # heavy: imported only by those who use an encoder
-            from transformers import AutoModel, AutoTokenizer
+            from transformers import AutoTokenizer
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra("A sentence encoder", "demo") from error
         disable_progress_bar()  # a bar for a second's loading only disturbs the caller's own output
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            with no_load_report():
-                model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-            self._model: Any = model.eval()
+            self._model: Any = load_body(folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder} holds no sentence encoder that can be read ({error})") from error
         self.dim: int = self._model.config.hidden_size

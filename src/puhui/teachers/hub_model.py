@@ -5,7 +5,6 @@ Nothing is downloaded unless the options say so, and code from a model's folder 
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import msgspec
 from safetensors import SafetensorError
 
 from puhui.core.errors import MissingExtra, SettingsError
-from puhui.models.encoder import no_load_report
+from puhui.models.encoder import load_body
 from puhui.teachers.teacher import TeacherOptions, file_identity, identity
 
 HEAD, CAUSAL, ENCODER = "head", "causal", "encoder"
@@ -78,8 +77,8 @@ def _load(place: str, options: TeacherOptions, family: Any, config: Any, dtype: 
     local = not options.download
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        with no_load_report() if family is AutoModel else contextlib.nullcontext():  # a head must be there whole
-            model = family.from_pretrained(place, local_files_only=local, dtype=dtype).eval()
+        load = load_body if family is AutoModel else family.from_pretrained
+        model = load(place, local_files_only=local, dtype=dtype).eval()
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise SettingsError(_not_there(place, options, error)) from error
     if tokenizer.pad_token is None:
