@@ -141,17 +141,17 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     rows = rows.once()
     for each in rows.lost:
         watcher.note(f"{order.source or 'the data'}: {each}")
-    inquiry, allowed = _inquiry(teacher, order, watcher), Allowed(teacher.labels)
+    allowed = Allowed(teacher.labels)
+    inquiry = _inquiry(teacher, order, allowed, watcher)
     texts, told = inquiry.answers(rows)
-    unlike = allowed.check([one.answer for one in told])
-    for each in unlike:
+    for each in (unlike := allowed.check([one.answer for one in told])):
         watcher.note(each)
     if empty := sum(not one.answer for one in told if one.answer in allowed):
         watcher.note(
             f"{empty} of {len(told)} answers are empty: an expert learns to say nothing there, like any answer"
         )
     parts = _parts(len(texts), order, watcher)
-    shape = _shape(teacher, texts, told, parts[0])
+    shape = _shape(teacher, texts, told, parts[0], allowed)
     ladder_for(type(shape), order.goal.profile, with_base=order.base is not None)  # before more is paid for
     with_itself = inquiry.self_agreement(rule_of(shape))
     added = inquiry.added([texts[row] for row in parts[0]])
@@ -188,10 +188,10 @@ def craft(teacher: Teacher, rows: Rows, order: Order, key: SigningKey, watcher: 
     return _sealed(model, chosen, found, sample, material, _ceiling_of(with_itself), lost, teacher, order, key)
 
 
-def _inquiry(teacher: Teacher, order: Order, watcher: Watcher) -> Inquiry:
+def _inquiry(teacher: Teacher, order: Order, allowed: Allowed, watcher: Watcher) -> Inquiry:
     def look(first: Mapping[str, Told]) -> None:
         profile, labels = order.goal.profile, bool(teacher.labels)
-        look_at(first, Allowed(teacher.labels), profile, labels=labels, note=watcher.note)
+        look_at(first, allowed, profile, labels=labels, note=watcher.note)
 
     folder, augment = order.work / "answers", order.augment
     return Inquiry(teacher, folder, order.budget, watcher, augment=augment, seed=order.seed, look=look)
@@ -238,11 +238,12 @@ def _ceiling_of(found: SelfAgreement | None) -> Ceiling | None:
     return None if found is None else Ceiling(found.share, found.low, found.high, found.rows)
 
 
-def _shape(teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teaching: Sequence[int]) -> Shape:
+def _shape(
+    teacher: Teacher, texts: Sequence[str], told: Sequence[Told], teaching: Sequence[int], allowed: Allowed
+) -> Shape:
     """Labels where the big model has a list of them or tells their probabilities, whatever they look like; else what
     the answers that teach look like: what is proven by the others must not depend on them."""
     if teacher.labels or any(one.probabilities is not None for one in told):
-        allowed = Allowed(teacher.labels)
         return _labels([one.answer for one in told if one.answer in allowed])
     taught = [told[row].answer for row in teaching]
     found = find_shape([texts[row] for row in teaching], taught, fewest=FEWEST_ASKED_FOR)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from puhui.core.answer import Usage
+import msgspec
+
+from puhui.core.answer import Prices, Usage
 from puhui.core.errors import SettingsError
 from puhui.core.settings import Tariff
 
@@ -34,6 +36,13 @@ def grid_intensity(country: str) -> float:
         raise SettingsError(
             f"no grid intensity for country {country!r}; known: {known}; for others give --carbon in gCO₂/kWh"
         ) from None
+
+
+def tariff_at(prices: Prices | None, tariff: Tariff) -> Tariff:
+    """The tariff with what one upstream takes for its tokens, where it has prices of its own."""
+    if prices is None or prices == (tariff.price_in, tariff.price_out):
+        return tariff
+    return msgspec.structs.replace(tariff, price_in=prices[0], price_out=prices[1])
 
 
 def price_usage(usage: Usage, tariff: Tariff) -> Usage:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from puhui.cascade.cascade import add_usage
-from puhui.core.answer import Answer, Prices, Usage
+from puhui.core.answer import Answer, Usage
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
 from puhui.energy.power import estimate_remote_joules
-from puhui.energy.tariff import price_usage
+from puhui.energy.tariff import price_usage, tariff_at
 from puhui.energy.token_estimate import CHARACTERS_PER_TOKEN, estimate_tokens
 
 
@@ -29,11 +27,11 @@ def meter(request: Request, answer: Answer, tariff: Tariff) -> Usage:
     """The answer's usage with what its answerer could not know: remote energy, grams and money; and with what others
     used who were asked at the same time and given up, which is estimated from the prompt."""
     used = answer.usage if answer.expert or _says_its_energy(answer) else _estimated(request, answer)
-    priced = price_usage(used, _at(answer.prices, tariff))
+    priced = price_usage(used, tariff_at(answer.prices, tariff))
     for prices in answer.given_up:
         read = used.prompt_tokens or estimate_tokens(request.body)
         lost = Usage(prompt_tokens=read, energy=estimate_remote_joules(read, 0))
-        priced = add_usage(priced, price_usage(lost, _at(prices, tariff)))
+        priced = add_usage(priced, price_usage(lost, tariff_at(prices, tariff)))
     return priced
 
 
@@ -53,9 +51,3 @@ def _estimated(request: Request, answer: Answer) -> Usage:
         cpu_seconds=usage.cpu_seconds,
         energy=usage.energy + estimate_remote_joules(read, written),
     )
-
-
-def _at(prices: Prices | None, tariff: Tariff) -> Tariff:
-    if prices is None or prices == (tariff.price_in, tariff.price_out):
-        return tariff
-    return msgspec.structs.replace(tariff, price_in=prices[0], price_out=prices[1])

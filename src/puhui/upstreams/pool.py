@@ -149,7 +149,6 @@ class Call(Generic[T]):
         self._rest = rest
         self._deadline = None if latency_ms is None else time.monotonic() + latency_ms / 1000.0
         self._started = time.perf_counter()
-        self._attempts = 0
         self._errors: dict[Upstream, UpstreamError] = {}
         self._given_up: list[Upstream] = []
 
@@ -170,7 +169,7 @@ class Call(Generic[T]):
                     raise
             else:
                 reply.given_up = tuple(upstream.prices for upstream in self._given_up)
-                if self._attempts > 1 and isinstance(reply, Answer):
+                if (self._errors or self._given_up) and isinstance(reply, Answer):
                     self._count_all_the_time(reply)
                 return reply
         raise self._none_answered()
@@ -211,7 +210,6 @@ class Call(Generic[T]):
 
     async def _one(self, upstream: Upstream) -> T:
         request = self._request
-        self._attempts += 1
         if self._deadline is not None:
             left_ms = 1000.0 * (self._deadline - time.monotonic())
             needs = msgspec.structs.replace(request.needs, latency_ms=max(left_ms, 0.0))

@@ -11,7 +11,7 @@ from puhui.core.errors import NeedsUnmet
 from puhui.core.request import Request
 from puhui.core.settings import Tariff
 from puhui.energy.power import estimate_remote_joules
-from puhui.energy.tariff import price_usage
+from puhui.energy.tariff import price_usage, tariff_at
 from puhui.energy.token_estimate import estimate_tokens
 from puhui.models.wire import NOT_JSON
 from puhui.upstreams.upstream import Upstream
@@ -104,9 +104,7 @@ def cost_of(upstream: Upstream, read: int, written: int, tariff: Tariff) -> floa
     """Money for tokens read and written by an upstream, reckoned as the bill does: the price of the tokens, or of their
     electricity where they have none. None if nobody knows: it has no price, and its electricity is not paid here.
     """
-    if upstream.prices is not None:
-        tariff = msgspec.structs.replace(tariff, price_in=upstream.prices[0], price_out=upstream.prices[1])
-    elif not upstream.on_site and not tariff.price_in and not tariff.price_out:
+    if upstream.prices is None and not (upstream.on_site or tariff.price_in or tariff.price_out):
         return None
     usage = Usage(prompt_tokens=read, completion_tokens=written, energy=estimate_remote_joules(read, written))
-    return price_usage(usage, tariff).cost
+    return price_usage(usage, tariff_at(upstream.prices, tariff)).cost
